@@ -1,0 +1,161 @@
+"""What a user asks for: one workload behind one wall, in the words all walls share."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+class Isolation(enum.Enum):
+    """The wall."""
+
+    CONTAINER = "container"
+    SANDBOX = "sandbox"
+    MICROVM = "microvm"
+    MACHINE = "machine"
+
+
+class MountKind(enum.Enum):
+    BIND = "bind"
+    TMPFS = "tmpfs"
+    VOLUME = "volume"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mount:
+    """One `-v`, `--mount` or `--tmpfs`. `source` is an absolute host path for binds, None for tmpfs."""
+
+    kind: MountKind
+    target: str
+    source: str | None = None
+    read_only: bool = False
+    options: tuple[str, ...] = ()
+    """tmpfs: `size=…`, `mode=…`, `noexec` …; bind: a propagation such as `rprivate`, `rslave`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """Limits of the workload itself, behind every wall. None = no limit."""
+
+    memory: int | None = None
+    """bytes"""
+    cpus: float | None = None
+    """CPU seconds per second"""
+    cpuset: str | None = None
+    """a list such as `0-1,3`"""
+    pids: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rlimit:
+    name: str
+    """without prefix, lower case: nofile, nproc, core …"""
+    soft: int
+    """-1 = unlimited"""
+    hard: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PortMapping:
+    container_port: int
+    host_port: int = 0
+    """0 = choose a free one at start"""
+    host_ip: str = ""
+    """empty = all addresses"""
+    protocol: str = "tcp"
+
+
+class SecurityProfile(enum.Enum):
+    DEFAULT = "default"
+    HARDENED = "hardened"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Security:
+    profile: SecurityProfile = SecurityProfile.DEFAULT
+    privileged: bool = False
+    cap_add: tuple[str, ...] = ()
+    """names without the CAP_ prefix, upper case, or ALL"""
+    cap_drop: tuple[str, ...] = ()
+    no_new_privileges: bool = False
+    seccomp: str = "default"
+    """`default` or `unconfined`"""
+
+
+class NetworkMode(enum.Enum):
+    BRIDGE = "bridge"
+    NONE = "none"
+    HOST = "host"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkloadSpec:
+    """Everything of `knarr create`. `None` means "as the image says"."""
+
+    image: str
+    isolation: Isolation = Isolation.CONTAINER
+    name: str | None = None
+    command: tuple[str, ...] | None = None
+    entrypoint: tuple[str, ...] | None = None
+    env: tuple[str, ...] = ()
+    """`KEY=value`, merged over the image's"""
+    user: str | None = None
+    """`name|uid[:group|gid]`"""
+    groups: tuple[str, ...] = ()
+    workdir: str | None = None
+    hostname: str | None = None
+    tty: bool = False
+    tty_size: tuple[int, ...] = ()
+    """(columns, rows) or empty"""
+    stdin_open: bool = False
+    init: bool = False
+    read_only: bool = False
+    mounts: tuple[Mount, ...] = ()
+    ports: tuple[PortMapping, ...] = ()
+    network: NetworkMode = NetworkMode.BRIDGE
+    resources: Resources = field(default_factory=Resources)
+    rlimits: tuple[Rlimit, ...] = ()
+    security: Security = field(default_factory=Security)
+    labels: dict[str, str] = field(default_factory=dict)
+    auto_remove: bool = False
+    stop_signal: str | None = None
+    stop_timeout: int = 10
+    """seconds between the stop signal and SIGKILL"""
+    kernel: str | None = None
+    """microvm: a kernel image of one's own instead of the fetched one"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExecSpec:
+    """Everything of `knarr exec`."""
+
+    args: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    user: str | None = None
+    workdir: str | None = None
+    tty: bool = False
+    tty_size: tuple[int, ...] = ()
+    stdin_open: bool = False
+    privileged: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Process:
+    """One process to run behind a wall: spec, image config and security profile merged by the engine."""
+
+    args: tuple[str, ...]
+    env: tuple[str, ...]
+    """complete, `KEY=value`; PATH is always there; HOME is added inside from the passwd entry if missing"""
+    cwd: str = "/"
+    user: str = ""
+    """`name|uid[:group|gid]`, resolved *inside* from the image's own passwd and group; empty = 0:0"""
+    groups: tuple[str, ...] = ()
+    tty: bool = False
+    tty_size: tuple[int, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    """names without CAP_: bounding = permitted = effective for uid 0; others keep the bounding set only"""
+    no_new_privileges: bool = False
+    seccomp: bool = True
+    """load the default filter for these capabilities"""
+    rlimits: tuple[Rlimit, ...] = ()
+    init: bool = False
