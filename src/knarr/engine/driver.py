@@ -11,18 +11,19 @@ The calls on one workload, in order (the engine holds the workload's lock for th
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from knarr.model.resource import Attachment, Image
 from knarr.model.state import Status
-from knarr.model.workload import ExecSpec, PortMapping, Process, WorkloadSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from knarr.images.store import ImageStore
     from knarr.keeper.link import KeeperLink
     from knarr.kernel.facts import HostFacts
+    from knarr.model.resource import Attachment, Image
+    from knarr.model.workload import ExecSpec, PortMapping, Process, WorkloadSpec
 
 STDOUT = 1
 STDERR = 2
@@ -136,7 +137,8 @@ class Network(Protocol):
 
     async def connect(self, w: Workload, *, vm: bool) -> int | None:
         """Attach, publish ports, register names; sets `w.attachment` and `w.ports`. The descriptor (network namespace,
-        or tap of a VM) belongs to the caller; None for the modes `host` and `none`."""
+        or tap of a VM) belongs to the caller; None for the modes `host` and `none`.
+        """
 
     def disconnect(self, w: Workload) -> None:
         """Take all of it back; harmless when repeated."""
@@ -177,7 +179,8 @@ class Driver(Protocol):
     async def start(self, w: Workload) -> int:
         """Start the program and return the host's pid of what the keeper runs. `w.dir/log` exists.
 
-        Raises a KnarrError after taking everything back; exit_code 126 and 127 for a program that can't be executed."""
+        Raises a KnarrError after taking everything back; exit_code 126 and 127 for a program that can't be executed.
+        """
 
     async def adopt(self, w: Workload) -> None:
         """The daemon is new, the workload runs: take up channels again."""
@@ -204,7 +207,8 @@ class Driver(Protocol):
 
     async def exited(self, w: Workload, wait_status: int) -> ExitResult:
         """Translate the status of what the keeper ran (-1 = unknown). Reads, changes nothing; may be called again after a
-        daemon restart."""
+        daemon restart.
+        """
 
     async def cleanup(self, w: Workload) -> None:
         """After the end: release what `start` took, apart from the keeper's own undo; harmless when repeated."""
