@@ -57,6 +57,9 @@ class Plan:
     after the workload's end"""
     clone_flags: int = 0
     """CLONE_NEW… for clone3(2)"""
+    join: str = ""
+    """name of a pidfd among the descriptors (an exec's is `pid`, opened by the keeper, the parent of that
+    process): the child is born in its pid namespace, `kernel.process.spawn(flags, pid_namespace=fd)`"""
     inside: tuple[Step, ...] = ()
     """run by the child after the keeper's `go`, in order"""
     fds: dict[str, int] = field(default_factory=dict)
@@ -86,6 +89,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
     return {
         "outside": [_step_to_json(step) for step in plan.outside],
         "clone_flags": plan.clone_flags,
+        "join": plan.join,
         "inside": [_step_to_json(step) for step in plan.inside],
         "fds": plan.fds,
         "argv": list(plan.argv),
@@ -98,6 +102,7 @@ def from_json(data: dict[str, Any]) -> Plan:
     return Plan(
         outside=tuple(_step_from_json(item) for item in data["outside"]),
         clone_flags=data["clone_flags"],
+        join=data.get("join", ""),
         inside=tuple(_step_from_json(item) for item in data["inside"]),
         fds=data["fds"],
         argv=tuple(data["argv"]),

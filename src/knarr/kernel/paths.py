@@ -1,0 +1,116 @@
+"""Paths beneath a directory descriptor that an untrusted tree can't lead astray, by openat2(2).
+
+Symbolic links resolve as if the directory were `/`; magic links (/proc/PID/fd, exe, cwd, root) never.
+Out of scope: reading or writing what was opened.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+
+from knarr.kernel import libc
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+BENEATH_PLAIN = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS
+
+_RETRIES = 64
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def openat2(directory: int, path: str | bytes, flags: int, *, resolve: int = IN_ROOT, mode: int = 0) -> int:
+    """The raw call, close-on-exec. A rename racing with a `..` gives EAGAIN: tried again, boundedly."""
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    name = os.fsencode(path)
+    for left in range(_RETRIES, -1, -1):
+        try:
+            return libc.syscall(
+                libc.OPENAT2, directory, name, ctypes.byref(how), ctypes.sizeof(how), path=path
+            )
+        except OSError as error:
+            if error.errno != errno.EAGAIN or not left:
+                raise
+    raise AssertionError("unreachable")
+
+
+def open_folder(root: int, path: str | bytes, *, resolve: int = IN_ROOT) -> int:
+    """An O_PATH descriptor of a folder beneath `root`."""
+    return openat2(root, path or ".", os.O_PATH | os.O_DIRECTORY, resolve=resolve)
+
+
+def open_path(root: int, path: str | bytes, *, follow: bool = True, resolve: int = IN_ROOT) -> int:
+    """An O_PATH descriptor of whatever lies at `path`; with `follow` off a final symbolic link itself."""
+    return openat2(root, path or ".", os.O_PATH | (0 if follow else os.O_NOFOLLOW), resolve=resolve)
+
+
+def make_folders(root: int, path: str, mode: int = 0o755) -> int:
+    """An O_PATH descriptor of the folder at `path`, made with its parents where missing."""
+    try:
+        return open_folder(root, path)
+    except FileNotFoundError:
+        pass
+    parent, name = _split(path)
+    above = make_folders(root, parent, mode)
+    try:
+        try:
+            os.mkdir(name, mode, dir_fd=above)
+        except FileExistsError:
+            pass
+        return openat2(above, name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, resolve=RESOLVE_NO_MAGICLINKS)
+    finally:
+        os.close(above)
+
+
+def make_file(root: int, path: str, mode: int = 0o644) -> int:
+    """An O_PATH descriptor of what is at `path`; an empty file and its parents are made where missing."""
+    try:
+        return open_path(root, path)
+    except FileNotFoundError:
+        pass
+    parent, name = _split(path)
+    above = make_folders(root, parent)
+    try:
+        try:
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=above))
+        except FileExistsError:
+            pass
+        return openat2(above, name, os.O_PATH | os.O_NOFOLLOW, resolve=RESOLVE_NO_MAGICLINKS)
+    finally:
+        os.close(above)
+
+
+def read_small(root: int, path: str, limit: int) -> bytes:
+    """A regular file's bytes. Raises EFBIG beyond `limit`, EINVAL for anything that isn't a regular file."""
+    # O_NONBLOCK: a FIFO planted at the path must not hang the caller
+    fd = openat2(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        pieces: list[bytes] = []
+        size = 0
+        while piece := os.read(fd, 65536):
+            size += len(piece)
+            if size > limit:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+            pieces.append(piece)
+        return b"".join(pieces)
+    finally:
+        os.close(fd)
+
+
+def _split(path: str) -> tuple[str, str]:
+    parent, name = os.path.split(os.path.normpath("/" + path).rstrip("/"))
+    if not name:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    return parent, name
