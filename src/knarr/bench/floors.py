@@ -1,0 +1,105 @@
+"""The peers of `bench start`: the kernel floor, runc, a bare QEMU. Each is asked for one sample at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from knarr.bench.measure import Subject, timed
+from knarr.kernel import mounts, namespaces
+from knarr.model.errors import Failed, NotFound
+
+LAUNCHER = os.path.join(sys.prefix, "bin", "knarr")
+"""the command as users run it"""
+NATIVE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "native-bin")
+QUIET = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+
+
+def private_mounts() -> None:
+    """Give this process a mount namespace of its own, so that nothing it mounts is seen or left."""
+    namespaces.unshare(namespaces.CLONE_NEWNS)
+    mounts.mount("", "/", "", mounts.MS_REC | mounts.MS_PRIVATE)
+
+
+@contextlib.contextmanager
+def image_tree(image: dict[str, Any]) -> Iterator[str]:
+    """The image's tree mounted in this process's mount namespace, as the floor's and runc's lower."""
+    rootfs = image["rootfs"]
+    with tempfile.TemporaryDirectory(prefix="knarr-bench-") as folder:
+        mounts.mount_erofs(rootfs["tree"], rootfs["pool"], folder)
+        try:
+            yield folder
+        finally:
+            mounts.umount(folder, mounts.MNT_DETACH)
+
+
+def run_tool(*words: str) -> None:
+    done = subprocess.run(words, **QUIET, check=False)  # type: ignore[call-overload]
+    if done.returncode:
+        raise Failed(
+            f"{' '.join(words)!r} exited with {done.returncode}: {done.stderr.decode()[-300:].strip()}"
+        )
+
+
+@contextlib.contextmanager
+def bridge(name: str) -> Iterator[str]:
+    """A bridge for the floor's veth pairs."""
+    run_tool("ip", "link", "add", name, "type", "bridge")
+    try:
+        run_tool("ip", "link", "set", name, "up")
+        yield name
+    finally:
+        run_tool("ip", "link", "del", name)
+
+
+@contextlib.contextmanager
+def kernel_floor(*words: str) -> Iterator[Subject]:
+    """`csrc/floor.c`: a C program that makes the same system calls as one start; a line in, a figure out."""
+    binary = os.path.join(NATIVE, "floor")
+    if not os.path.exists(binary):
+        raise NotFound("the kernel floor program is not built", hint="run scripts/install")
+    process = subprocess.Popen([binary, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def sample() -> float:
+        process.stdin.write("\n")  # type: ignore[union-attr]
+        process.stdin.flush()  # type: ignore[union-attr]
+        line = process.stdout.readline()  # type: ignore[union-attr]
+        if not line:
+            raise Failed("the kernel floor program ended early")
+        return float(line)
+
+    try:
+        yield Subject(name="floor", sample=sample)
+    finally:
+        process.stdin.close()
+        process.wait(timeout=30)
+        process.stdout.close()
+
+
+@contextlib.contextmanager
+def runc(tree: str) -> Iterator[Subject | None]:
+    """`runc run` of `true` in the same tree with its own namespaces; None where runc isn't installed."""
+    binary = shutil.which("runc")
+    if binary is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="knarr-runc-") as bundle:
+        run_tool(binary, "spec", "-b", bundle)
+        path = os.path.join(bundle, "config.json")
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+        config["root"] = {"path": tree, "readonly": True}
+        config["process"] |= {"terminal": False, "args": ["/bin/true"]}
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(config, file)
+        words = (binary, "--root", f"{bundle}/state", "run", "-b", bundle, f"knarr-bench-{os.getpid()}")
+        yield Subject(name="runc", sample=lambda: timed(lambda: run_tool(*words)))
