@@ -8,9 +8,9 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from support.images import busybox_archive
 
 from conformance.harness import IMAGE, Instance, Wall
+from support.images import busybox_archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+
 from conformance.harness import IMAGE, Instance, eventually
 
 KILLS = int(os.environ.get("KNARR_KILLS", "20"))
