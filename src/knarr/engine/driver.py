@@ -5,12 +5,14 @@ events, auto-remove and log reading, which are the same for every wall and live 
 
 The calls on one workload, in order (the engine holds the workload's lock for those marked *):
 
-    check ─ plan ─ *prepare ─ *start ─ signal | exec | stdin | resize | stats | archive… ─ exited ─ *cleanup ─ *remove
+    check ─ plan ─ *prepare ─ *start ─ signal | exec | stdin | resize | stats | archive… ─ exited
                                 └─ after a daemon restart: *adopt takes the place of *start
+    then *cleanup, and at last *remove
 """
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -114,6 +116,9 @@ class Stdin(Protocol):
 class ExecSession(Protocol):
     """One more process inside a running workload. `close` must be called whatever happens."""
 
+    id: str
+    """unique within the instance"""
+
     async def read(self) -> tuple[int, bytes] | None:
         """(STDOUT | STDERR, bytes), None at the end of both; not reading holds the process up."""
 
@@ -136,8 +141,10 @@ class Network(Protocol):
     """The workload's place on the network, as drivers need it (`engine.network`)."""
 
     async def connect(self, w: Workload, *, vm: bool) -> int | None:
-        """Attach, publish ports, register names; sets `w.attachment` and `w.ports`. The descriptor (network namespace,
-        or tap of a VM) belongs to the caller; None for the modes `host` and `none`.
+        """Attach, publish ports, register names; sets `w.attachment` and `w.ports` and saves the record.
+
+        The descriptor (network namespace, or tap of a VM) belongs to the caller; None for `host` and `none`.
+        Must be called in every `start` before the keeper's, and `disconnect` in `cleanup`.
         """
 
     def disconnect(self, w: Workload) -> None:
@@ -145,6 +152,25 @@ class Network(Protocol):
 
     def etc_files(self, w: Workload) -> dict[str, str]:
         """Write resolv.conf, hosts and hostname into `w.dir`; target inside → absolute source path."""
+
+
+class ExecExits:
+    """Wait statuses of execs that the keeper reaps, for the drivers whose execs are the keeper's children."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, asyncio.Future[int]] = {}
+
+    def expect(self, exec_id: str) -> asyncio.Future[int]:
+        """To be called before the exec is asked for; cancel the future to forget it."""
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting[exec_id] = future
+        future.add_done_callback(lambda _: self._waiting.pop(exec_id, None))
+        return future
+
+    def tell(self, exec_id: str, wait_status: int) -> None:
+        future = self._waiting.get(exec_id)
+        if future is not None and not future.done():
+            future.set_result(wait_status)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +184,7 @@ class Services:
     images: ImageStore
     network: Network
     facts: HostFacts
+    execs: ExecExits
     save: Callable[[Workload], None]
     """write the record now (the engine does it at every change of state anyway)"""
     emit: Callable[[Workload, str, dict[str, str]], None]
@@ -188,7 +215,10 @@ class Driver(Protocol):
     async def signal(self, w: Workload, signum: int) -> None:
         """Send a signal to the workload's PID 1. SIGKILL must end it even when nothing answers inside."""
 
-    async def exec(self, w: Workload, spec: ExecSpec, process: Process) -> ExecSession: ...
+    async def exec(
+        self, w: Workload, spec: ExecSpec, process: Process, *, detach: bool = False
+    ) -> ExecSession:
+        """A detached one has no streams (/dev/null), so that it outlives the daemon; `wait` works all the same."""
 
     async def stdin(self, w: Workload) -> Stdin: ...
 

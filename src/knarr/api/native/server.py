@@ -1,0 +1,71 @@
+"""The native API as an aiohttp application: one handler per route, errors translated once.
+
+Out of scope: sockets and the process (`daemon`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from knarr.api import http
+from knarr.api.native import archives, images, streams, system, workloads
+from knarr.api.native.routes import Call, Route, decode_body, parse_query
+from knarr.model.errors import Invalid, NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from knarr.engine.engine import Engine
+
+ROUTES: tuple[Route, ...] = (
+    *system.ROUTES,
+    *images.ROUTES,
+    *workloads.ROUTES,
+    *streams.ROUTES,
+    *archives.ROUTES,
+)
+
+
+def application(engine: Engine) -> web.Application:
+    app = web.Application(client_max_size=http.MAX_JSON, middlewares=[_unknown])
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path, _handler(engine, route))
+    return app
+
+
+def _handler(engine: Engine, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            call = Call(engine=engine, request=request, query=parse_query(route, request))
+            if route.body is not None:
+                call.body = decode_body(route, await http.read_json(request))
+            result = await route.act(call)
+        except ConnectionError:
+            raise
+        except Exception as error:
+            return http.error_answer(http.translate(error))
+        return result if isinstance(result, web.StreamResponse) else http.answer(result, route.status)
+
+    return handle
+
+
+@web.middleware
+async def _unknown(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """aiohttp's own answers (no such path, wrong method) in our form; nothing else raises here."""
+    try:
+        return await handler(request)
+    except web.HTTPNotFound:
+        error = NotFound(f"no such call: {request.path[:200]!r}", hint="see /v1/openapi.json")
+        return http.error_answer(error)
+    except web.HTTPMethodNotAllowed as refused:
+        methods = ", ".join(sorted(refused.allowed_methods))
+        answer = http.error_answer(
+            Invalid(f"{request.method[:20]} is not possible on {request.path[:200]!r}", hint=methods)
+        )
+        answer.set_status(405)
+        answer.headers["Allow"] = methods
+        return answer

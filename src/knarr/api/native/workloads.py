@@ -1,0 +1,166 @@
+"""Workload calls that answer JSON. Streams (attach, exec, logs, stats, archives) are in `streams` and `archives`."""
+
+from __future__ import annotations
+
+
+from typing import TYPE_CHECKING, Any
+
+from knarr.api.native.routes import Call, Param, Route
+from knarr.model.errors import Invalid
+from knarr.model.workload import WorkloadSpec
+
+if TYPE_CHECKING:
+    from knarr.engine.driver import ExitResult
+
+
+
+
+def _result(result: ExitResult) -> dict[str, Any]:
+    return {"exit_code": result.code, "oom_killed": result.oom_killed}
+
+
+async def create(call: Call) -> dict[str, Any]:
+    w = await call.engine.create(call.body)
+    return {"id": w.id, "name": w.name, "warnings": list(w.warnings)}
+
+
+async def plan(call: Call) -> dict[str, Any]:
+    return {"steps": list(call.engine.plan(call.body))}
+
+
+async def ls(call: Call) -> list[dict[str, Any]]:
+    return call.engine.list(stopped=call.query["all"], filters=call.query["filter"])
+
+
+async def inspect(call: Call) -> dict[str, Any]:
+    return call.engine.inspect(call.name)
+
+
+async def remove(call: Call) -> dict[str, Any]:
+    await call.engine.remove(call.name, force=call.query["force"])
+    return {}
+
+
+async def start(call: Call) -> dict[str, Any]:
+    await call.engine.start(call.name)
+    return {}
+
+
+async def stop(call: Call) -> dict[str, Any]:
+    await call.engine.stop(call.name, call.query["timeout"])
+    return {}
+
+
+async def kill(call: Call) -> dict[str, Any]:
+    await call.engine.kill(call.name, call.query["signal"])
+    return {}
+
+
+async def wait(call: Call) -> dict[str, Any]:
+    return _result(await call.engine.wait(call.name, call.query["condition"]))
+
+
+async def resize(call: Call) -> dict[str, Any]:
+    size = call.query["columns"], call.query["rows"]
+    if not all(1 <= value <= 0xFFFF for value in size):
+        raise Invalid(f"tty size {list(size)} is out of range", hint="1 to 65535")
+    await call.engine.resize(call.name, *size, call.query["exec"])
+    return {}
+
+
+async def prune(call: Call) -> dict[str, Any]:
+    return {"removed": await call.engine.prune()}
+
+
+_BASE = "/v1/workloads"
+_ONE = _BASE + "/{name}"
+
+ROUTES = (
+    Route(
+        method="POST",
+        path=_BASE,
+        act=create,
+        text="Create a workload",
+        body=WorkloadSpec,
+        status=201,
+        errors=("not_found", "conflict", "unsupported"),
+    ),
+    Route(
+        method="POST",
+        path=_BASE + "/plan",
+        act=plan,
+        text="The steps a start would take, without doing any",
+        body=WorkloadSpec,
+        errors=("not_found", "unsupported"),
+    ),
+    Route(method="POST", path=_BASE + "/prune", act=prune, text="Remove every workload that does not run"),
+    Route(
+        method="GET",
+        path=_BASE,
+        act=ls,
+        text="List workloads, newest first",
+        query=(
+            Param(name="all", kind="bool", text="also those that do not run", default=False),
+            Param(name="filter", kind="list", text="KEY=VALUE"),
+        ),
+    ),
+    Route(method="GET", path=_ONE, act=inspect, text="Everything about one workload", errors=("not_found",)),
+    Route(
+        method="DELETE",
+        path=_ONE,
+        act=remove,
+        text="Remove a workload",
+        query=(Param(name="force", kind="bool", text="kill it first", default=False),),
+        errors=("not_found", "conflict"),
+    ),
+    Route(
+        method="POST",
+        path=_ONE + "/start",
+        act=start,
+        text="Start a workload",
+        errors=("not_found", "conflict", "unavailable", "failed"),
+    ),
+    Route(
+        method="POST",
+        path=_ONE + "/stop",
+        act=stop,
+        text="Stop signal, patience, SIGKILL",
+        query=(Param(name="timeout", kind="float", text="seconds of patience; negative = for ever"),),
+        errors=("not_found", "failed"),
+    ),
+    Route(
+        method="POST",
+        path=_ONE + "/kill",
+        act=kill,
+        text="Send a signal",
+        query=(Param(name="signal", kind="str", text="name or number", default="KILL"),),
+        errors=("not_found", "conflict"),
+    ),
+    Route(
+        method="POST",
+        path=_ONE + "/wait",
+        act=wait,
+        text="Answer when the condition holds",
+        query=(
+            Param(
+                name="condition",
+                kind="str",
+                text="not-running, next-exit or removed",
+                default="not-running",
+            ),
+        ),
+        errors=("not_found",),
+    ),
+    Route(
+        method="POST",
+        path=_ONE + "/resize",
+        act=resize,
+        text="Size of the terminal",
+        query=(
+            Param(name="columns", kind="int", text="width", required=True),
+            Param(name="rows", kind="int", text="height", required=True),
+            Param(name="exec", kind="str", text="an exec's id instead of the workload itself"),
+        ),
+        errors=("not_found", "conflict"),
+    ),
+)

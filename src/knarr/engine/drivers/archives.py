@@ -1,0 +1,76 @@
+"""`cp` for workloads whose tree the kernel can show us: tar work in a thread, bytes handed over with back-pressure.
+
+Out of scope: the tar itself and staying inside the root (`kernel.archive`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from typing import TYPE_CHECKING, TypeVar
+
+from knarr.engine.driver import PathStat
+from knarr.kernel import archive
+from knarr.model.errors import Conflict, Denied, Invalid, KnarrError, NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+T = TypeVar("T")
+
+
+async def stat_path(root: int, name: str, path: str) -> PathStat:
+    found = await _in_thread(name, path, lambda: archive.stat_path(root, path))
+    return PathStat(
+        name=found.name, size=found.size, mode=found.mode, mtime=found.mtime, link_target=found.link_target
+    )
+
+
+async def get(root: int, name: str, path: str, write: Callable[[bytes], Awaitable[None]]) -> None:
+    loop = asyncio.get_running_loop()
+
+    def push(data: bytes) -> None:
+        asyncio.run_coroutine_threadsafe(_awaited(write(data)), loop).result()
+
+    await _in_thread(name, path, lambda: archive.pack(root, path, push))
+
+
+async def put(root: int, name: str, path: str, read: Callable[[], Awaitable[bytes]]) -> None:
+    loop = asyncio.get_running_loop()
+
+    def pull() -> bytes:
+        return asyncio.run_coroutine_threadsafe(_awaited(read()), loop).result()
+
+    await _in_thread(name, path, lambda: archive.unpack(root, path, pull))
+
+
+async def _awaited(work: Awaitable[T]) -> T:
+    return await work
+
+
+async def _in_thread(name: str, path: str, work: Callable[[], T]) -> T:
+    try:
+        return await asyncio.to_thread(work)
+    except OSError as error:
+        raise _translate(name, path, error) from error
+    except ValueError as error:
+        raise Invalid(f"{name}:{path}: {error}", hint="a tar archive is expected") from error
+
+
+def _translate(name: str, path: str, error: OSError) -> Exception:
+    """ConnectionError is the client's end, not the workload's."""
+    if isinstance(error, ConnectionError):
+        return error
+    text = f"{name}:{path}: {error.strerror or error}"
+    kinds: dict[int, type[KnarrError]] = {
+        errno.ENOENT: NotFound,
+        errno.ENOTDIR: Invalid,
+        errno.EISDIR: Invalid,
+        errno.ELOOP: Invalid,
+        errno.EXDEV: Denied,
+        errno.EROFS: Conflict,
+        errno.EEXIST: Conflict,
+    }
+    kind = kinds.get(error.errno or 0)
+    return kind(text) if kind is not None else OSError(error.errno, os.strerror(error.errno or 0), name)

@@ -1,0 +1,213 @@
+"""The container wall: folders, network and plan put together, the keeper asked to do it.
+
+Out of scope: the steps themselves (`containers.plan`, `kernel.steps`) and everything that is the same for all
+walls (`engine.lifecycle`).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack, ExitStack
+from typing import TYPE_CHECKING, Any
+
+from knarr.containers import plan as planner
+from knarr.engine.driver import ExitResult, PathStat, Services, Stats, Workload
+from knarr.engine.drivers import archives
+from knarr.engine.drivers.execs import ContainerExec
+from knarr.engine.drivers.pipes import set_size
+from knarr.engine.drivers.stdin import StdinTable
+from knarr.kernel import cgroups
+from knarr.model import names, state
+from knarr.model.errors import Conflict
+from knarr.model.workload import NetworkMode
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from knarr.engine.driver import ExecSession, Stdin
+    from knarr.kernel.plan import Plan
+    from knarr.model.resource import Image
+    from knarr.model.workload import ExecSpec, Process, WorkloadSpec
+
+
+class ContainerDriver:
+    """`driver.Driver` for `isolation = container`."""
+
+    def __init__(self, services: Services) -> None:
+        self._s = services
+        self._stdin = StdinTable(services.keeper.holder)
+
+    # before the start
+
+    def check(self, spec: WorkloadSpec, image: Image) -> tuple[str, ...]:
+        del image
+        if spec.kernel:
+            return ("a kernel of one's own is ignored: a container runs on the host's",)
+        return ()
+
+    def plan(self, w: Workload) -> tuple[str, ...]:
+        return planner.plan(self._input(w, _etc_names(w))).describe()
+
+    async def prepare(self, w: Workload) -> None:
+        os.mkdir(os.path.join(w.dir, "upper"), 0o755)
+        os.mkdir(os.path.join(w.dir, "work"), 0o700)
+
+    async def remove(self, w: Workload) -> None:
+        """All of it lies in `w.dir`."""
+
+    def _input(self, w: Workload, etc_files: dict[str, str]) -> planner.ContainerInput:
+        return planner.ContainerInput(
+            id=w.id,
+            instance=self._s.instance,
+            run=self._s.run,
+            dir=w.dir,
+            rootfs=w.image.rootfs,
+            process=w.process,
+            hostname=w.hostname,
+            mounts=w.spec.mounts,
+            read_only=w.spec.read_only,
+            network=w.spec.network,
+            resources=w.spec.resources,
+            security=w.spec.security,
+            etc_files=etc_files,
+            facts=self._s.facts,
+        )
+
+    # start and end
+
+    async def start(self, w: Workload) -> int:
+        with ExitStack() as undo:
+            netns = await self._s.network.connect(w, vm=False)
+            undo.callback(self._s.network.disconnect, w)
+            with ExitStack() as held:
+                if netns is not None:
+                    held.callback(os.close, netns)
+                plan = planner.plan(self._input(w, self._s.network.etc_files(w)))
+                pid = await self._launch(w, plan, {} if netns is None else {"netns": netns})
+            undo.pop_all()
+        return pid
+
+    async def _launch(self, w: Workload, plan: Plan, fds: dict[str, int]) -> int:
+        streams = {
+            "stdin": w.spec.stdin_open and not w.spec.tty,
+            "stdout": not w.spec.tty,
+            "stderr": not w.spec.tty,
+            "tty": w.spec.tty,
+            "log": os.path.join(w.dir, "log"),
+        }
+        return await self._s.keeper.start(w.id, plan, fds, streams)
+
+    async def adopt(self, w: Workload) -> None:
+        """Everything that lives is with keeper and holder already."""
+
+    async def exited(self, w: Workload, wait_status: int) -> ExitResult:
+        oom = cgroups.oom_killed(self._groups(w))
+        code = state.EXIT_UNKNOWN if wait_status < 0 else state.exit_code(wait_status)
+        return ExitResult(code=code, oom_killed=oom)
+
+    async def cleanup(self, w: Workload) -> None:
+        self._stdin.drop(w.id)
+        self._s.network.disconnect(w)
+
+    # while it runs
+
+    async def signal(self, w: Workload, signum: int) -> None:
+        await self._s.keeper.signal(w.id, signum)
+
+    async def exec(
+        self, w: Workload, spec: ExecSpec, process: Process, *, detach: bool = False
+    ) -> ExecSession:
+        exec_id = names.new_id()
+        streams: dict[str, Any] = {
+            "stdin": spec.stdin_open and not spec.tty and not detach,
+            "stdout": not spec.tty and not detach,
+            "stderr": not spec.tty and not detach,
+            "tty": spec.tty,
+        }
+        plan = planner.plan_exec(self._input(w, {}), process, w.pid)
+        ended = self._s.execs.expect(exec_id)
+        try:
+            _, fds = await self._s.keeper.exec(w.id, exec_id, plan, {}, streams)
+        except BaseException:
+            ended.cancel()
+            raise
+
+        async def send_signal(signum: int) -> None:
+            await self._s.keeper.signal(w.id, signum, exec_id)
+
+        return ContainerExec(exec_id, fds, ended, send_signal)
+
+    async def stdin(self, w: Workload) -> Stdin:
+        return self._stdin.take(w.id, w.name, tty=w.spec.tty)
+
+    async def resize(self, w: Workload, columns: int, rows: int) -> None:
+        master = self._s.keeper.holder.get(f"log/{w.id}/tty")
+        if master is None:
+            raise Conflict(f"workload {w.name!r} has no terminal any more")
+        try:
+            set_size(master, columns, rows)
+        finally:
+            os.close(master)
+
+    async def stats(self, w: Workload) -> Stats:
+        numbers = cgroups.stats(self._groups(w))
+        received, sent = _traffic(w)
+        return Stats(
+            cpu_ns=numbers.cpu_ns,
+            memory=numbers.memory,
+            memory_limit=w.spec.resources.memory or 0,
+            pids=numbers.pids,
+            read_bytes=numbers.read_bytes,
+            write_bytes=numbers.write_bytes,
+            rx_bytes=received,
+            tx_bytes=sent,
+        )
+
+    # files
+
+    async def stat_path(self, w: Workload, path: str) -> PathStat:
+        async with AsyncExitStack() as stack:
+            return await archives.stat_path(await self._root(w, stack), w.name, path)
+
+    async def archive_get(
+        self, w: Workload, path: str, write: Callable[[bytes], Awaitable[None]]
+    ) -> None:
+        async with AsyncExitStack() as stack:
+            await archives.get(await self._root(w, stack), w.name, path, write)
+
+    async def archive_put(self, w: Workload, path: str, read: Callable[[], Awaitable[bytes]]) -> None:
+        async with AsyncExitStack() as stack:
+            await archives.put(await self._root(w, stack), w.name, path, read)
+
+    async def _root(self, w: Workload, stack: AsyncExitStack) -> int:
+        """The tree as the workload sees it, or, when it does not run, image and writable layer."""
+        keeper = self._s.keeper
+        if w.status.running:
+            fd = await keeper.root(w.id)
+        else:
+            upper, work = (os.path.join(w.dir, name) for name in ("upper", "work"))
+            await keeper.mount(w.image.rootfs)
+            fd = await keeper.root(rootfs=w.image.rootfs, upper=upper, work=work)
+        stack.callback(os.close, fd)
+        return fd
+
+
+def _etc_names(w: Workload) -> dict[str, str]:
+    """What a plan that is only printed shows."""
+    return {f"/etc/{name}": os.path.join(w.dir, name) for name in ("resolv.conf", "hosts", "hostname")}
+
+
+def _traffic(w: Workload) -> tuple[int, int]:
+    """Counters of the host's end, so received and sent change places."""
+    if w.spec.network is not NetworkMode.BRIDGE or w.attachment is None:
+        return 0, 0
+    folder = f"/sys/class/net/{w.attachment.link}/statistics"
+    return _number(f"{folder}/tx_bytes"), _number(f"{folder}/rx_bytes")
+
+
+def _number(path: str) -> int:
+    try:
+        with open(path, encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 0

@@ -1,0 +1,280 @@
+"""The engine: what front ends ask for, in terms of the model.
+
+One method per verb; the moves are in `engine.lifecycle`, output in `engine.streams`, images in
+`engine.images`. Out of scope: wires (api) and processes (keeper).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from knarr.engine import merge, validate, views
+from knarr.engine.driver import Workload
+from knarr.engine.lifecycle import Lifecycle
+from knarr.engine.streams import Streams
+from knarr.engine.table import Entry, Table
+from knarr.model import names
+from knarr.model.errors import Conflict, Invalid, KnarrError, NotFound, Unsupported
+from knarr.model.state import Status
+from knarr.model.workload import ExecSpec, Isolation, NetworkMode, Security, WorkloadSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from knarr.engine.driver import Driver, ExecSession, ExitResult, PathStat, Stats
+    from knarr.engine.events import EventLog
+    from knarr.engine.images import Images
+    from knarr.engine.system import System
+    from knarr.keeper.link import KeeperLink
+    from knarr.model.resource import Image
+    from knarr.networks.manager import NetworkManager
+    from knarr.store.db import Database
+    from knarr.store.state import StateDir
+
+_NAME_ATTEMPTS = 20
+_PRIVILEGED = Security(privileged=True)
+
+
+@dataclass(kw_only=True)
+class Engine:
+    """Everything below the front ends, put together by `daemon`."""
+
+    state: StateDir
+    db: Database
+    table: Table
+    events: EventLog
+    life: Lifecycle
+    streams: Streams
+    images: Images
+    system: System
+    keeper: KeeperLink
+    networks: NetworkManager
+    capabilities: Callable[[Security], tuple[str, ...]]
+    """`containers.plan.capabilities_for`"""
+
+    # create
+
+    async def create(self, spec: WorkloadSpec) -> Workload:
+        """Raises `NotFound` (image), `Invalid`, `Unsupported`, `Conflict` (name)."""
+        w = self._draft(spec)
+        async with AsyncExitStack() as undo:
+            os.mkdir(w.dir, 0o700)
+            undo.push_async_callback(self.life.delete_folder, w.dir)
+            os.mkdir(os.path.join(w.dir, "log"), 0o700)
+            driver = self.life.driver(w)
+            await driver.prepare(w)
+            undo.push_async_callback(driver.remove, w)
+            self.life.insert(w)
+            undo.pop_all()
+        self.table.add(Entry(w))
+        return w
+
+    def plan(self, spec: WorkloadSpec) -> tuple[str, ...]:
+        """The steps that a start would take; nothing is made."""
+        w = self._draft(spec)
+        return self.life.driver(w).plan(w)
+
+    def _draft(self, spec: WorkloadSpec) -> Workload:
+        driver = self._driver(spec)
+        spec = validate.spec(spec)
+        image = self.images.get(spec.image)
+        workload_id = names.new_id()
+        hostname = spec.hostname or self._default_hostname(spec, workload_id)
+        process = merge.merge(spec, image.config, hostname, self.capabilities(spec.security))
+        merge.stop_signal(spec, image.config)
+        warnings = (*validate.warnings(spec, image), *driver.check(spec, image))
+        return Workload(
+            id=workload_id,
+            name=self._name(spec.name),
+            spec=spec,
+            image=image,
+            process=process,
+            hostname=hostname,
+            dir=self.state.workload(workload_id),
+            created=time.time_ns(),
+            warnings=warnings,
+        )
+
+    def _driver(self, spec: WorkloadSpec) -> Driver:
+        driver = self.life.drivers.get(spec.isolation)
+        if driver is None:
+            ready = " or ".join(sorted(kind.value for kind in self.life.drivers))
+            raise Unsupported(
+                f"the {spec.isolation.value} wall is not there yet", hint=f"use --isolation {ready}"
+            )
+        return driver
+
+    @staticmethod
+    def _default_hostname(spec: WorkloadSpec, workload_id: str) -> str:
+        if spec.network is NetworkMode.HOST and spec.isolation is Isolation.CONTAINER:
+            return os.uname().nodename
+        return workload_id[:12]
+
+    def _name(self, wanted: str | None) -> str:
+        if wanted is not None:
+            if self.table.has_name(wanted):
+                raise Conflict(f"the name {wanted!r} is in use", hint="choose another or remove that one")
+            return wanted
+        for _ in range(_NAME_ATTEMPTS):
+            name = names.random_name()
+            if not self.table.has_name(name):
+                return name
+        return f"{names.random_name()}_{os.urandom(3).hex()}"
+
+    # look
+
+    def find(self, text: str) -> Entry:
+        return self.table.find(text)
+
+    def list(self, *, stopped: bool, filters: list[str]) -> list[dict[str, Any]]:
+        """Newest first; a status filter asks for stopped ones as well, as docker's does."""
+        wanted = views.parse_filters(filters)
+        everything = stopped or "status" in wanted or "exited" in wanted
+        found = [e.w for e in self.table if everything or e.w.status.alive]
+        found = [w for w in found if views.matches(w, wanted)]
+        return [views.summary(w) for w in sorted(found, key=lambda w: w.created, reverse=True)]
+
+    def inspect(self, text: str) -> dict[str, Any]:
+        return views.inspect(self.find(text).w)
+
+    # life
+
+    async def start(self, text: str) -> None:
+        await self.life.start(self.find(text))
+
+    async def stop(self, text: str, timeout: float | None) -> None:
+        await self.life.stop(self.find(text), timeout)
+
+    async def kill(self, text: str, signal: str) -> None:
+        await self.life.kill(self.find(text), merge.parse_signal(signal))
+
+    async def remove(self, text: str, *, force: bool) -> None:
+        await self.life.remove(self.find(text), force=force)
+
+    async def prune(self) -> list[str]:
+        """Remove what does not run; the ids."""
+        removed = []
+        for entry in self.table:
+            if entry.w.status in (Status.CREATED, Status.EXITED) and not entry.lock.locked():
+                try:
+                    await self.life.remove(entry)
+                except KnarrError:
+                    continue
+                removed.append(entry.w.id)
+        return removed
+
+    async def wait(self, text: str, condition: str) -> ExitResult:
+        """Condition as docker's: not-running, next-exit, removed."""
+        entry = self.find(text)
+        if condition == "next-exit":
+            return await entry.next_exit()
+        if condition == "removed":
+            return await entry.removal()
+        if condition != "not-running":
+            raise Invalid(
+                f"wait condition {condition!r} is unknown", hint="not-running, next-exit or removed"
+            )
+        return await entry.next_exit() if entry.w.status.alive else entry.result
+
+    # inside
+
+    async def exec(self, text: str, spec: ExecSpec, *, detach: bool = False) -> ExecSession:
+        """Raises `Conflict` for a workload that does not run; exit_code 126 and 127 as docker's."""
+        entry = self._running(text)
+        w = entry.w
+        if w.status is Status.PAUSED:
+            raise Conflict(f"workload {w.name!r} is paused", hint="unpause it first")
+        everything = self.capabilities(_PRIVILEGED)
+        process = merge.merge_exec(spec, w.process, everything)
+        session = await self.life.driver(w).exec(w, spec, process, detach=detach)
+        command = {"command": " ".join(spec.args)[:1000], "exec_id": session.id}
+        self.life.emit(w, "exec_start", command)
+        self.streams.register(session)
+        self.life.spawn(self._exec_end(w, session))
+        return session
+
+    async def _exec_end(self, w: Workload, session: ExecSession) -> None:
+        code = await session.wait()
+        self.streams.unregister(session)
+        self.life.emit(w, "exec_die", {"exec_id": session.id, "exit_code": str(code)})
+
+    async def resize(self, text: str, columns: int, rows: int, exec_id: str | None) -> None:
+        merge.tty_size((columns, rows))
+        entry = self._running(text)
+        if exec_id is not None:
+            await self.streams.session(exec_id).resize(columns, rows)
+            return
+        if not entry.w.spec.tty:
+            raise Conflict(f"workload {entry.w.name!r} has no tty", hint="create it with -t")
+        await self.life.driver(entry.w).resize(entry.w, columns, rows)
+
+    async def stats(self, text: str) -> Stats:
+        entry = self._running(text)
+        return await self.life.driver(entry.w).stats(entry.w)
+
+    async def stat_path(self, text: str, path: str) -> PathStat:
+        w = self.find(text).w
+        return await self.life.driver(w).stat_path(w, _clean(path))
+
+    async def archive_get(
+        self, text: str, path: str, write: Callable[[bytes], Awaitable[None]]
+    ) -> None:
+        w = self.find(text).w
+        await self.life.driver(w).archive_get(w, _clean(path), write)
+
+    async def archive_put(self, text: str, path: str, read: Callable[[], Awaitable[bytes]]) -> None:
+        w = self.find(text).w
+        if w.spec.read_only:
+            raise Conflict(f"workload {w.name!r} has a read-only root", hint="copy into a mount instead")
+        await self.life.driver(w).archive_put(w, _clean(path), read)
+
+    def _running(self, text: str) -> Entry:
+        entry = self.find(text)
+        if not entry.w.status.running:
+            raise Conflict(
+                f"workload {entry.w.name!r} is not running", hint=f"it is {entry.w.status.value}"
+            )
+        return entry
+
+    # images that workloads use
+
+    def images_in_use(self) -> set[str]:
+        return {entry.w.image.id for entry in self.table}
+
+    async def remove_image(self, name: str, *, force: bool) -> list[str]:
+        """Raises `Conflict` while a workload needs it: its tree is that workload's root."""
+        image = self.images.get(name)
+        users = [entry.w for entry in self.table if entry.w.image.id == image.id]
+        alive = [w for w in users if w.status.alive]
+        if users and (alive or not force) and _last_name(image, name):
+            state = "running" if alive else "stopped"
+            raise Conflict(
+                f"image {name!r} is used by {state} workload {users[0].name!r}",
+                hint="remove the workload first",
+            )
+        return await self.images.remove(name, force=force)
+
+    async def close(self) -> None:
+        """Nothing that runs is touched."""
+        await asyncio.wait_for(self.life.settle(), 5)
+
+
+def _clean(path: str) -> str:
+    if not path or "\0" in path:
+        raise Invalid(f"{path!r} is not a path")
+    return path
+
+
+def _last_name(image: Image, name: str) -> bool:
+    """Removing it would remove the image: it is named by id, or by its only reference."""
+    try:
+        reference = names.parse_reference(name).canonical
+    except (Invalid, NotFound):
+        return True
+    return reference not in image.references or len(image.references) <= 1
+

@@ -1,0 +1,220 @@
+"""Images for the front ends: long jobs in worker threads with progress as a stream, and what lists show.
+
+A job whose client goes away is cancelled at its next step. Out of scope: sources and the store (`knarr.images`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from knarr.images import archives, auth, bootstrap, registry
+from knarr.model import codec, names
+from knarr.model.errors import Failed, KnarrError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from knarr.engine.events import EventLog
+    from knarr.images.store import ImageStore
+    from knarr.model.resource import Image
+
+_JOBS = 4
+_TICK = 0.1
+"""seconds between two progress lines of one item"""
+
+
+class _Job:
+    """Progress from worker threads into the event loop; only the newest figure of an item is kept."""
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self._lines: dict[tuple[str, str], dict[str, Any]] = {}
+        self._last: dict[str, float] = {}
+        self._ready = asyncio.Event()
+
+    def update(self, item: str, phase: str, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        key = f"{item}\0{phase}"
+        if done != total and now - self._last.get(key, 0.0) < _TICK:
+            return
+        self._last[key] = now
+        line = {"item": item, "phase": phase, "done": done, "total": total}
+        self._loop.call_soon_threadsafe(self._put, line)
+
+    def cancel(self) -> bool:
+        return self.cancelled.is_set()
+
+    def _put(self, line: dict[str, Any]) -> None:
+        self._lines[line["item"], line["phase"]] = line
+        self._ready.set()
+
+    async def lines(self, work: asyncio.Future[Any]) -> AsyncIterator[dict[str, Any]]:
+        work.add_done_callback(lambda _: self._ready.set())
+        while True:
+            finished = work.done()
+            self._ready.clear()
+            lines, self._lines = self._lines, {}
+            for line in lines.values():
+                yield line
+            if finished:
+                return
+            await self._ready.wait()
+
+
+class Images:
+    """The store of one trust domain, seen from the event loop."""
+
+    def __init__(self, store: ImageStore, events: EventLog, folder: str) -> None:
+        self.store = store
+        self._events = events
+        self._folder = folder
+        """private; for archives on their way in and the bootstrap's cache"""
+        self._pool = ThreadPoolExecutor(_JOBS, thread_name_prefix="images")
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # jobs
+
+    async def _run(
+        self, action: str, work: Callable[[_Job], list[Image]]
+    ) -> AsyncIterator[dict[str, Any]]:
+        job = _Job()
+        future = asyncio.get_running_loop().run_in_executor(self._pool, work, job)
+        try:
+            async for line in job.lines(future):
+                yield line
+            for image in await future:
+                name = image.references[0] if image.references else image.id
+                self._events.emit("image", action, image.id, {"name": name})
+                yield {"image": view(image)}
+        except KnarrError as error:
+            yield {"error": error.to_json()}
+        except OSError as error:
+            failed = Failed(f"{error.filename or 'image store'}: {error.strerror}")
+            yield {"error": failed.to_json()}
+        finally:
+            job.cancelled.set()
+
+    def pull(
+        self,
+        reference: str,
+        *,
+        platform: str | None,
+        insecure: bool,
+        credentials: tuple[str, str] | None,
+    ) -> AsyncIterator[dict[str, Any]]:
+        parsed = names.parse_reference(reference)
+        wanted = names.parse_platform(platform) if platform else names.host_platform()
+
+        def work(job: _Job) -> list[Image]:
+            known = auth.Credentials(*credentials) if credentials else None
+            source = registry.resolve(parsed, wanted, known, insecure)
+            return [self.store.ingest(source, job, job.cancel)]
+
+        return self._run("pull", work)
+
+    async def load(self, body: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
+        path = await self._spool(body)
+        try:
+            async for line in self._run("load", lambda job: self._load(path, job)):
+                yield line
+        finally:
+            os.unlink(path)
+
+    def _load(self, path: str, job: _Job) -> list[Image]:
+        with archives.open_archive(path, self._folder, cancel=job.cancel) as sources:
+            return [self.store.ingest(source, job, job.cancel) for source in sources]
+
+    async def import_tar(
+        self, body: AsyncIterator[bytes], reference: str | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        named = (names.parse_reference(reference).canonical,) if reference else ()
+        path = await self._spool(body)
+
+        def work(job: _Job) -> list[Image]:
+            with archives.open_rootfs(path, named, cancel=job.cancel) as source:
+                return [self.store.ingest(source, job, job.cancel)]
+
+        try:
+            async for line in self._run("import", work):
+                yield line
+        finally:
+            os.unlink(path)
+
+    def bootstrap(
+        self, distribution: str, include: tuple[str, ...], reference: str | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        def work(job: _Job) -> list[Image]:
+            with bootstrap.bootstrap(
+                distribution,
+                include,
+                os.path.join(self._folder, "bootstrap"),
+                reference=reference or "",
+                progress=job,
+                cancel=job.cancel,
+            ) as source:
+                return [self.store.ingest(source, job, job.cancel)]
+
+        return self._run("bootstrap", work)
+
+    async def _spool(self, body: AsyncIterator[bytes]) -> str:
+        """An archive is read more than once, so it goes to disk first, in our own folder."""
+        fd, path = tempfile.mkstemp(prefix="incoming-", dir=self._folder)
+        loop = asyncio.get_running_loop()
+        try:
+            with os.fdopen(fd, "wb") as file:
+                async for piece in body:
+                    await loop.run_in_executor(self._pool, file.write, piece)
+        except BaseException:
+            os.unlink(path)
+            raise
+        return path
+
+    # what is there
+
+    def get(self, name: str) -> Image:
+        return self.store.get(name)
+
+    def list(self, used: set[str]) -> list[dict[str, Any]]:
+        return [{**view(image), "used": image.id in used} for image in self.store.list()]
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        image = self.store.get(name)
+        return {**view(image), "config": codec.to_json(image.config), "rootfs": codec.to_json(image.rootfs)}
+
+    def tag(self, name: str, reference: str) -> None:
+        canonical = names.parse_reference(reference).canonical
+        self.store.tag(name, reference)
+        self._events.emit("image", "tag", self.store.get(name).id, {"name": canonical})
+
+    async def remove(self, name: str, *, force: bool) -> list[str]:
+        image = self.store.get(name)
+        removed = await asyncio.to_thread(self.store.remove, name, force)
+        self._events.emit("image", "delete", image.id, {"name": name})
+        return list(removed)
+
+    async def prune(self, *, everything: bool, used: set[str]) -> Any:
+        removed = await asyncio.to_thread(self.store.prune, everything, used)
+        return codec.to_json(removed)
+
+
+def view(image: Image) -> dict[str, Any]:
+    """What lists and the last line of a job show."""
+    return {
+        "id": image.id,
+        "digest": image.digest,
+        "references": list(image.references),
+        "created": image.created,
+        "size": image.size,
+        "architecture": image.config.architecture,
+        "os": image.config.os,
+        "layers": list(image.layers),
+    }

@@ -1,0 +1,296 @@
+"""The life of one workload: start, stop, kill, end, remove, the same over every wall.
+
+Each act on a workload holds its lock, each change of state is committed before the act answers, and a failed
+start is taken back by its driver. Out of scope: creating (`engine.engine`), taking over after a restart
+(`engine.adopt`), output (`engine.streams`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from knarr.engine import events, merge, records
+from knarr.engine.driver import ExecExits, ExitResult
+from knarr.engine.table import Entry, Table
+from knarr.model.errors import Conflict, Failed, KnarrError
+from knarr.model.state import EXIT_UNKNOWN, Status, move
+from knarr.store.trees import Removal
+from knarr.volumes import mounts
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+    from knarr.engine.driver import Driver, Workload
+    from knarr.keeper.link import KeeperLink
+    from knarr.model.workload import Isolation
+    from knarr.store.db import Database
+
+_log = logging.getLogger(__name__)
+_KILL_PATIENCE = 30.0
+_INLINE_ENTRIES = 200
+"""A writable layer with more entries is removed in a thread."""
+
+
+class Lifecycle:
+    """The moves of `model.state` with their acts."""
+
+    def __init__(
+        self,
+        table: Table,
+        db: Database,
+        log: events.EventLog,
+        drivers: dict[Isolation, Driver],
+        keeper: KeeperLink,
+    ) -> None:
+        self.table = table
+        self.drivers = drivers
+        self.execs = ExecExits()
+        self._db = db
+        self._events = log
+        self._keeper = keeper
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def driver(self, w: Workload) -> Driver:
+        return self.drivers[w.spec.isolation]
+
+    # records
+
+    def save(self, w: Workload) -> None:
+        self._db.update(w.id, records.encode_state(w))
+
+    def emit(self, w: Workload, action: str, attributes: dict[str, str]) -> None:
+        self._events.emit("workload", action, w.id, {**_attributes(w), **attributes})
+
+    def commit(self, w: Workload, action: str, attributes: dict[str, str] | None = None) -> None:
+        """State and event in one transaction."""
+        event = self._events.make("workload", action, w.id, {**_attributes(w), **(attributes or {})})
+        self._db.update(w.id, records.encode_state(w), events.row(event))
+        self._events.publish(event)
+
+    def insert(self, w: Workload) -> None:
+        event = self._events.make("workload", "create", w.id, _attributes(w))
+        self._db.insert(w.id, w.name, records.encode_fixed(w), records.encode_state(w), events.row(event))
+        self._events.publish(event)
+
+    # start
+
+    async def start(self, entry: Entry) -> None:
+        """An already running workload stays as it is. Raises what the driver raises, with docker's exit code."""
+        async with entry.lock:
+            w = entry.w
+            if w.status.running:
+                return
+            before = w.status
+            move(w.name, w.status, Status.STARTING)
+            mounts.require_sources(w.spec.mounts)
+            w.status = Status.STARTING
+            w.exit_code, w.oom_killed, w.error, w.private = 0, False, "", {}
+            entry.drained = None
+            try:
+                w.pid = await self.driver(w).start(w)
+            except BaseException as error:
+                self._start_failed(entry, before, error)
+                raise
+            w.status = Status.RUNNING
+            w.started = time.time_ns()
+            self.commit(w, "start")
+
+    def _start_failed(self, entry: Entry, before: Status, error: BaseException) -> None:
+        w = entry.w
+        w.exit_hook = None
+        w.status = before
+        w.error = error.message if isinstance(error, KnarrError) else str(error)
+        w.exit_code = error.exit_code if isinstance(error, KnarrError) else KnarrError.exit_code
+        w.pid, w.ports = 0, ()
+        w.finished = time.time_ns()
+        self.save(w)
+        entry.tell_exit()
+        if w.spec.auto_remove:
+            self.spawn(self._auto_remove(entry))
+
+    # the end
+
+    def on_exit(self, key: str, status: int, when: int, exec_id: str | None = None) -> None:
+        """The keeper's message. Keys with a dot are helpers of a workload (a VM's folder daemons)."""
+        workload_id, _, part = key.partition(".")
+        entry = self.table.get(workload_id)
+        if exec_id is not None:
+            self.execs.tell(exec_id, status)
+            return
+        if entry is None or part:
+            self.spawn(self._forget(key))
+            return
+        hook = entry.w.exit_hook
+        if hook is not None and hook(status):
+            return
+        self.spawn(self.ended(entry, status, when))
+
+    async def ended(self, entry: Entry, status: int, when: int) -> None:
+        """Record how it ended, tell everyone, clean up; with `auto_remove` remove."""
+        async with entry.lock:
+            w = entry.w
+            if not w.status.alive:
+                await self._forget(w.id)
+                return
+            result = await self._result(w, status)
+            w.status = Status.EXITED
+            w.exit_code, w.oom_killed = result.code, result.oom_killed
+            w.finished = when or time.time_ns()
+            w.pid, w.ports = 0, ()
+            if result.oom_killed:
+                self.emit(w, "oom", {})
+            self.commit(w, "die", {"exit_code": str(result.code)})
+            entry.tell_exit()
+            await self._cleanup(w)
+        if w.spec.auto_remove:
+            await self._auto_remove(entry)
+
+    async def _result(self, w: Workload, status: int) -> ExitResult:
+        try:
+            return await self.driver(w).exited(w, status)
+        except (KnarrError, OSError) as error:
+            _log.warning("%s: how it ended could not be read: %s", w.name, error)
+            return ExitResult(code=EXIT_UNKNOWN)
+
+    async def _cleanup(self, w: Workload) -> None:
+        try:
+            await self.driver(w).cleanup(w)
+        except (KnarrError, OSError) as error:
+            _log.warning("%s: clean-up: %s", w.name, error)
+        await self._forget(w.id)
+
+    async def _forget(self, key: str) -> None:
+        try:
+            await self._keeper.forget(key)
+        except (KnarrError, OSError) as error:
+            _log.warning("%s: the keeper would not forget it: %s", key, error)
+
+    # signals
+
+    async def kill(self, entry: Entry, signum: int) -> None:
+        """Raises `Conflict` for a workload that does not run."""
+        async with entry.lock:
+            w = entry.w
+            if not w.status.running:
+                raise Conflict(f"workload {w.name!r} is not running", hint=f"it is {w.status.value}")
+            await self.driver(w).signal(w, signum)
+            self.emit(w, "kill", {"signal": str(signum)})
+
+    async def stop(self, entry: Entry, timeout: float | None = None) -> None:
+        """Stop signal, patience, SIGKILL. One that does not run is fine. A negative timeout waits for ever."""
+        async with entry.lock:
+            w = entry.w
+            if not w.status.running:
+                return
+            exited = entry.next_exit()
+            if w.status is not Status.STOPPING:
+                w.status = move(w.name, w.status, Status.STOPPING)
+                self.save(w)
+            signum = merge.stop_signal(w.spec, w.image.config)
+            await self.driver(w).signal(w, signum)
+            self.emit(w, "kill", {"signal": str(signum)})
+        patience = float(w.spec.stop_timeout) if timeout is None else timeout
+        await asyncio.wait({exited}, timeout=None if patience < 0 else patience)
+        if not exited.done():
+            await self._kill_hard(entry, exited)
+        self.emit(w, "stop", {})
+
+    async def _kill_hard(self, entry: Entry, exited: asyncio.Future[ExitResult]) -> None:
+        async with entry.lock:
+            if entry.w.status.running:
+                await self.driver(entry.w).signal(entry.w, signal.SIGKILL)
+                self.emit(entry.w, "kill", {"signal": str(int(signal.SIGKILL))})
+        await asyncio.wait({exited}, timeout=_KILL_PATIENCE)
+        if not exited.done():
+            raise Failed(
+                f"workload {entry.w.name!r} is still there {_KILL_PATIENCE:.0f} s after SIGKILL",
+                hint="one of its processes hangs in the kernel",
+            )
+
+    # removal
+
+    async def remove(self, entry: Entry, *, force: bool = False) -> None:
+        """Raises `Conflict` for a running one without `force`."""
+        await self._end_for_removal(entry, force=force)
+        async with entry.lock:
+            w = entry.w
+            if w.status is Status.REMOVED:
+                return
+            if w.status.alive:
+                raise Conflict(f"workload {w.name!r} was started again meanwhile")
+            w.status = Status.REMOVING
+            await self.driver(w).remove(w)
+            event = self._events.make("workload", "destroy", w.id, _attributes(w))
+            self._db.delete(w.id, events.row(event))
+            self.table.discard(entry)
+            w.status = Status.REMOVED
+            entry.tell_removal()
+            self._events.publish(event)
+        await self.delete_folder(w.dir)
+
+    async def _end_for_removal(self, entry: Entry, *, force: bool) -> None:
+        async with entry.lock:
+            w = entry.w
+            if not w.status.alive:
+                return
+            if not force:
+                raise Conflict(
+                    f"workload {w.name!r} is {w.status.value}", hint="stop it first, or remove with force"
+                )
+            exited = entry.next_exit()
+        await self._kill_hard(entry, exited)
+
+    async def _auto_remove(self, entry: Entry) -> None:
+        """After the last byte is in the files: those who follow them have them open."""
+        try:
+            await self.drained(entry)
+            await self.remove(entry)
+        except (KnarrError, OSError) as error:
+            _log.warning("%s: automatic removal: %s", entry.w.name, error)
+
+    async def delete_folder(self, path: str) -> None:
+        removal = Removal(path)
+        try:
+            if not removal.run(_INLINE_ENTRIES):
+                await asyncio.to_thread(removal.run)
+        except OSError as error:
+            _log.warning("%s: %s", error.filename or path, os.strerror(error.errno or 0))
+
+    # output
+
+    async def drained(self, entry: Entry) -> None:
+        """Return when everything the last run wrote is in the log files; asks the mover once per run."""
+        if entry.drained is None:
+            entry.drained = asyncio.ensure_future(self._keeper.drain(entry.w.id))
+        try:
+            await asyncio.shield(entry.drained)
+        except (KnarrError, OSError) as error:
+            _log.warning("%s: its last output may be missing: %s", entry.w.name, error)
+
+    # tasks of the engine's own
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run beside; a failure is logged, never lost."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("background work failed", exc_info=error)
+
+    async def settle(self) -> None:
+        """Wait for what `spawn` started."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+def _attributes(w: Workload) -> dict[str, str]:
+    return {"name": w.name, "image": w.spec.image, "isolation": w.spec.isolation.value}

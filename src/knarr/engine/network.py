@@ -1,0 +1,53 @@
+"""A workload's place on the network from attach to detach, the same for every wall.
+
+Out of scope: how bridges, slots, ports and names are made (`networks.manager`).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from knarr.model.workload import NetworkMode
+from knarr.networks.manager import prepare_etc
+
+if TYPE_CHECKING:
+    from knarr.engine.driver import Workload
+    from knarr.networks.manager import NetworkManager
+
+
+class WorkloadNetwork:
+    """`driver.Network` over the network manager."""
+
+    def __init__(self, manager: NetworkManager) -> None:
+        self._manager = manager
+
+    async def connect(self, w: Workload, *, vm: bool) -> int | None:
+        if w.spec.network is not NetworkMode.BRIDGE:
+            w.attachment, w.ports = None, ()
+            return None
+        attach = self._manager.attach_vm if vm else self._manager.attach_container
+        with ExitStack() as undo:
+            attachment, fd = attach(w.id, w.attachment)
+            undo.callback(self._manager.detach, w.id)
+            undo.callback(os.close, fd)
+            ports = self._manager.publish(w.id, attachment, w.spec.ports) if w.spec.ports else ()
+            self._manager.set_names(w.id, names(w), attachment.address)
+            undo.pop_all()
+        w.attachment, w.ports = attachment, ports
+        return fd
+
+    def disconnect(self, w: Workload) -> None:
+        if w.spec.network is NetworkMode.BRIDGE:
+            self._manager.detach(w.id)
+        w.ports = ()
+
+    def etc_files(self, w: Workload) -> dict[str, str]:
+        return prepare_etc(w.dir, w.hostname, w.attachment, w.spec.network)
+
+
+def names(w: Workload) -> tuple[str, ...]:
+    """What the resolver answers for this workload."""
+    own = (w.name, w.id[:12])
+    return own if w.hostname in own else (*own, w.hostname)

@@ -1,0 +1,78 @@
+"""What `version` and `system info` tell: this engine, this host, what works on it and what does not."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import TYPE_CHECKING, Any
+
+import knarr
+from knarr.kernel import facts
+from knarr.model import codec
+
+if TYPE_CHECKING:
+    from knarr.engine.driver import Driver
+    from knarr.engine.table import Table
+    from knarr.images.store import ImageStore
+    from knarr.model.workload import Isolation
+    from knarr.store.state import StateDir
+
+API_VERSION = "1"
+
+
+class System:
+    """Answers from what was found at the daemon's start."""
+
+    def __init__(
+        self,
+        state: StateDir,
+        images: ImageStore,
+        drivers: dict[Isolation, Driver],
+        host: facts.HostFacts,
+    ) -> None:
+        self._state = state
+        self._images = images
+        self._drivers = drivers
+        self._host = host
+
+    def version(self) -> dict[str, Any]:
+        uname = os.uname()
+        return {
+            "version": knarr.__version__,
+            "api_version": API_VERSION,
+            "kernel": uname.release,
+            "architecture": uname.machine,
+            "python": platform.python_version(),
+        }
+
+    async def info(self, table: Table) -> dict[str, Any]:
+        alive = sum(entry.w.status.alive for entry in table)
+        return {
+            **self.version(),
+            "pid": os.getpid(),
+            "root": self._state.root,
+            "run": self._state.run,
+            "instance": self._state.instance,
+            "host_name": os.uname().nodename,
+            "cpus": os.cpu_count(),
+            "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "workloads": {"total": len(table), "running": alive},
+            "images": {"total": len(self._images.list()), **self._images.usage()},
+            "walls": {kind.value: await _describe(driver) for kind, driver in self._drivers.items()},
+            "facts": codec.to_json(self._host),
+            "checks": checks(),
+        }
+
+
+async def _describe(driver: Driver) -> dict[str, Any]:
+    """Some walls have more to say about themselves, such as the accelerator and why."""
+    describe = getattr(driver, "describe", None)
+    return dict(await describe()) if describe is not None else {}
+
+
+def checks() -> list[dict[str, Any]]:
+    """name, ok, detail, remedy of everything that is needed, found by trying."""
+    return [
+        {"name": name, "ok": ok, "detail": detail, "remedy": remedy}
+        for name, ok, detail, remedy in facts.checks()
+    ]

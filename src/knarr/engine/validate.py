@@ -1,0 +1,94 @@
+"""What no wall accepts of a spec, said before anything is made. Pure; raises `Invalid` or `Unsupported`.
+
+Out of scope: what one wall can't do (its driver's `check`), and names of users (resolved inside).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from typing import TYPE_CHECKING
+
+from knarr.engine import merge
+from knarr.model import names
+from knarr.model.errors import Invalid
+from knarr.model.workload import NetworkMode, PortMapping, Resources, Rlimit, WorkloadSpec
+from knarr.volumes import mounts
+
+if TYPE_CHECKING:
+    from knarr.model.resource import Image
+
+_MIN_MEMORY = 6 << 20
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?", re.ASCII)
+_CPUSET = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*", re.ASCII)
+_RLIMITS = frozenset(
+    "as core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split()
+)
+_MAX_ITEMS = 4096
+
+
+def spec(value: WorkloadSpec) -> WorkloadSpec:
+    """The same spec with clean mounts."""
+    if value.name is not None:
+        names.check_name(value.name)
+    if value.hostname is not None and not _HOSTNAME.fullmatch(value.hostname):
+        raise Invalid(f"{value.hostname!r} is not a host name", hint="up to 64 of A-Z a-z 0-9 . - _")
+    for what, items in (("env", value.env), ("command", value.command or ()), ("groups", value.groups)):
+        if len(items) > _MAX_ITEMS:
+            raise Invalid(f"{what} has {len(items)} entries", hint=f"at most {_MAX_ITEMS}")
+    if value.stop_signal:
+        merge.parse_signal(value.stop_signal)
+    if value.stop_timeout < -1:
+        raise Invalid(f"stop timeout {value.stop_timeout} is negative", hint="-1 waits for ever")
+    if value.security.seccomp not in ("default", "unconfined"):
+        raise Invalid(f"seccomp profile {value.security.seccomp!r} is unknown", hint="default or unconfined")
+    merge.tty_size(value.tty_size)
+    _resources(value.resources)
+    for limit in value.rlimits:
+        _rlimit(limit)
+    _ports(value.ports)
+    return dataclasses.replace(value, mounts=mounts.check(value.mounts))
+
+
+def warnings(value: WorkloadSpec, image: Image) -> tuple[str, ...]:
+    """What works, though perhaps not as meant."""
+    found = []
+    host = names.host_platform()
+    if image.config.architecture and not host.runs(names.Platform("linux", image.config.architecture)):
+        found.append(f"the image is made for {image.config.architecture}, this host is {host.architecture}")
+    if value.ports and value.network is not NetworkMode.BRIDGE:
+        found.append(f"published ports are ignored with --network {value.network.value}")
+    return tuple(found)
+
+
+def _resources(value: Resources) -> None:
+    if value.memory is not None and value.memory < _MIN_MEMORY:
+        raise Invalid(f"memory limit {value.memory} is below {_MIN_MEMORY}", hint="at least 6m")
+    if value.cpus is not None and not 0.01 <= value.cpus <= (os.cpu_count() or 1):
+        raise Invalid(f"{value.cpus} cpus can't be given", hint=f"0.01 to {os.cpu_count()}, what this host has")
+    if value.cpuset is not None and not _CPUSET.fullmatch(value.cpuset):
+        raise Invalid(f"cpu set {value.cpuset!r} is not a list", hint="such as 0-1,3")
+    if value.pids is not None and value.pids != -1 and value.pids < 1:
+        raise Invalid(f"pids limit {value.pids} is not positive", hint="-1 for none")
+
+
+def _rlimit(value: Rlimit) -> None:
+    if value.name not in _RLIMITS:
+        raise Invalid(f"rlimit {value.name!r} is unknown", hint=", ".join(sorted(_RLIMITS)))
+    soft, hard = (1 << 64 if item == -1 else item for item in (value.soft, value.hard))
+    if soft < 0 or hard < soft:
+        raise Invalid(f"rlimit {value.name}: {value.soft}:{value.hard} is not soft:hard", hint="soft <= hard")
+
+
+def _ports(ports: tuple[PortMapping, ...]) -> None:
+    seen = set()
+    for port in ports:
+        if port.protocol not in ("tcp", "udp"):
+            raise Invalid(f"protocol {port.protocol!r} is unknown", hint="tcp or udp")
+        if not 1 <= port.container_port <= 0xFFFF or not 0 <= port.host_port <= 0xFFFF:
+            raise Invalid(f"port {port.host_port}:{port.container_port} is out of range", hint="1 to 65535")
+        key = (port.host_ip, port.host_port, port.protocol)
+        if port.host_port and key in seen:
+            raise Invalid(f"host port {port.host_port}/{port.protocol} is published twice")
+        seen.add(key)

@@ -1,0 +1,99 @@
+"""What `ps` and `inspect` show of a workload, as plain JSON values. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from knarr.engine.driver import Workload
+from knarr.model import codec, names
+from knarr.model.errors import Invalid
+from knarr.model.state import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def summary(w: Workload) -> dict[str, Any]:
+    return {
+        "id": w.id,
+        "name": w.name,
+        "image": w.spec.image,
+        "image_id": w.image.id,
+        "isolation": w.spec.isolation.value,
+        "command": list(w.process.args),
+        "status": w.status.value,
+        "exit_code": w.exit_code,
+        "created": w.created,
+        "started": w.started,
+        "finished": w.finished,
+        "address": w.attachment.address if w.attachment and w.status.alive else "",
+        "ports": codec.to_json(w.ports),
+        "labels": {**w.image.config.labels, **w.spec.labels},
+    }
+
+
+def inspect(w: Workload) -> dict[str, Any]:
+    return {
+        **summary(w),
+        "pid": w.pid if w.status.running else 0,
+        "hostname": w.hostname,
+        "image_digest": w.image.digest,
+        "oom_killed": w.oom_killed,
+        "error": w.error,
+        "process": codec.to_json(w.process),
+        "network": codec.to_json(w.attachment) if w.attachment else None,
+        "spec": codec.to_json(w.spec),
+        "warnings": list(w.warnings),
+        "driver": w.private,
+        "folder": w.dir,
+    }
+
+
+def _by_status(w: Workload, value: str) -> bool:
+    return w.status.value == value
+
+
+def _by_label(w: Workload, value: str) -> bool:
+    key, equals, wanted = value.partition("=")
+    labels = {**w.image.config.labels, **w.spec.labels}
+    return key in labels and (not equals or labels[key] == wanted)
+
+
+def _by_image(w: Workload, value: str) -> bool:
+    try:
+        reference = names.parse_reference(value).canonical
+    except Invalid:
+        reference = ""
+    hexes = w.image.id.removeprefix("sha256:")
+    return (
+        value in (w.spec.image, w.image.id)
+        or reference in w.image.references
+        or (len(value) >= 4 and hexes.startswith(value.removeprefix("sha256:")))
+    )
+
+
+_FILTERS: dict[str, Callable[[Workload, str], bool]] = {
+    "id": lambda w, value: w.id.startswith(value),
+    "name": lambda w, value: value in w.name,
+    "status": _by_status,
+    "label": _by_label,
+    "ancestor": _by_image,
+    "image": _by_image,
+    "isolation": lambda w, value: w.spec.isolation.value == value,
+    "exited": lambda w, value: w.status is Status.EXITED and str(w.exit_code) == value,
+}
+
+
+def parse_filters(texts: list[str]) -> dict[str, list[str]]:
+    """`key=value` each; values of one key are alternatives, keys must all hold. Raises `Invalid`."""
+    filters: dict[str, list[str]] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or key not in _FILTERS:
+            raise Invalid(f"filter {text!r} is unknown", hint="KEY=VALUE with " + ", ".join(sorted(_FILTERS)))
+        filters.setdefault(key, []).append(value)
+    return filters
+
+
+def matches(w: Workload, filters: dict[str, list[str]]) -> bool:
+    return all(any(_FILTERS[key](w, value) for value in values) for key, values in filters.items())
