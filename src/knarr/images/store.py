@@ -1,0 +1,378 @@
+"""The images of one trust domain, as values: ingest, get, list, tag, remove, prune.
+
+One daemon owns the folder; its threads may call anything at any time. The lock covers the records and renames, never
+the reading of a layer. Out of scope: where images come from, mounting, who uses which image (the engine says).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import struct
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from knarr.images.collect import Collector
+from knarr.images.config import parse_config
+from knarr.images.ingest import Ingest, ReadyLayer
+from knarr.images.limits import DEFAULT, Limits
+from knarr.images.pool import Pool, Session
+from knarr.images.qcow2 import make_map
+from knarr.images.records import Records
+from knarr.images.source import NoProgress, never
+from knarr.model import names
+from knarr.model.errors import Conflict, Invalid, KnarrError, NotFound, Unavailable
+from knarr.model.resource import Image, RootFs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from knarr.images.erofs import Written
+    from knarr.images.source import ImageSource, Progress
+
+_ID = re.compile(r"(?:sha256:)?[0-9a-f]{1,64}", re.ASCII)
+_FOLDERS = ("blobs", "blobs/sha256", "trees", "maps")
+
+
+class ImageStore:
+    def __init__(self, root: str, limits: Limits = DEFAULT) -> None:
+        self.root = os.path.abspath(root)
+        self.limits = limits
+        self.lock = threading.RLock()
+        for name in ("", *_FOLDERS):
+            os.makedirs(os.path.join(self.root, name), mode=0o700, exist_ok=True)
+        self._temporary = os.path.join(self.root, "tmp")
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        os.mkdir(self._temporary, 0o700)
+        self.records = Records(os.path.join(self.root, "pool.db"))
+        self.pool = Pool(os.path.join(self.root, "pool"), self.records, self.lock)
+        self.pins: Counter[str] = Counter()
+        self._counter = 0
+        self._collector = Collector(self.root, self.records, self.pool, self.pins)
+        if self.records.flag("dirty"):
+            self._collector.recover()
+        self._images: dict[str, Image] = {}
+        self._references: dict[str, str] = {}
+        self._reload()
+
+    def close(self) -> None:
+        self.pool.close()
+        self.records.close()
+
+    # --- questions ------------------------------------------------------------------------------------------------
+
+    def get(self, name: str) -> Image:
+        """By id, unique prefix of an id, digest or reference. Raises `NotFound`."""
+        with self.lock:
+            return self._images[self._find(name)[0]]
+
+    def list(self) -> tuple[Image, ...]:
+        """Newest first."""
+        with self.lock:
+            return tuple(self._images.values())
+
+    def _find(self, name: str) -> tuple[str, str | None]:
+        """(image id, the reference by which it was found)."""
+        if name in self._images:
+            return name, None
+        for image in self._images.values():
+            if name == image.digest:
+                return image.id, None
+        reference = _canonical(name)
+        if reference in self._references:
+            return self._references[reference], reference
+        if "@" in reference:
+            wanted = reference.partition("@")[2]
+            for image in self._images.values():
+                if wanted == image.digest:
+                    return image.id, None
+        if _ID.fullmatch(name):
+            prefix = "sha256:" + name.removeprefix("sha256:")
+            found = [image for image in self._images if image.startswith(prefix)]
+            if len(found) > 1:
+                raise Invalid(f"image id {name!r} is not unique", hint="give more digits of it")
+            if found:
+                return found[0], None
+        raise NotFound(f"image {name!r} is not here", hint=f"knarr image pull {name}")
+
+    def blob(self, digest: str) -> str:
+        """Path of a kept blob. Raises `NotFound`."""
+        path = self._blob_path(digest)
+        if not os.path.exists(path):
+            raise NotFound(f"blob {digest!r} is not here")
+        return path
+
+    def usage(self) -> dict[str, int]:
+        """What the store takes. `distinct`: pool + trees + index, each content rounded up to 4 KiB."""
+        with self.lock:
+            contents, blocks = self.records.one("SELECT count(*), coalesce(sum(blocks), 0) FROM contents")
+        trees = _folder_size(os.path.join(self.root, "trees"))
+        index = sum(_size(os.path.join(self.root, name)) for name in ("pool.db", "pool.db-wal"))
+        return {
+            "images": len(self._images),
+            "contents": contents,
+            "pool": blocks * 4096,
+            "pool_allocated": os.fstat(self.pool.fd).st_blocks * 512,
+            "trees": trees,
+            "index": index,
+            "maps": _folder_size(os.path.join(self.root, "maps")),
+            "blobs": _folder_size(os.path.join(self.root, "blobs/sha256")),
+            "distinct": blocks * 4096 + trees + index,
+        }
+
+    # --- changes --------------------------------------------------------------------------------------------------
+
+    def ingest(
+        self, source: ImageSource, progress: Progress | None = None, cancel: Callable[[], bool] = never
+    ) -> Image:
+        """Take an image in; synchronous, for a worker thread. Nothing is kept of one that fails."""
+        with self.lock:
+            self._counter += 1
+            folder = os.path.join(self._temporary, str(self._counter))
+            os.mkdir(folder, 0o700)
+            self.records.set_flag("dirty", 1)
+        try:
+            job = Ingest(self, source, progress or NoProgress(), cancel, folder)
+            job.run()
+        except OSError as error:
+            raise _unavailable(error) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            with self.lock:
+                self._collector.settle()
+        with self.lock:
+            return self._images[job.id]
+
+    def tag(self, name: str, reference: str) -> None:
+        canonical = _canonical(reference)
+        if "@" in canonical:
+            raise Invalid(f"reference {reference!r} has a digest, a tag is wanted")
+        with self.lock:
+            image = self._find(name)[0]
+            self.records.run("INSERT OR REPLACE INTO image_references VALUES (?, ?)", canonical, image)
+            self._reload()
+
+    def remove(self, name: str, force: bool = False) -> tuple[str, ...]:  # noqa: FBT001, FBT002 - the agreed form
+        """Untag, and delete with the last tag. Returns lines `untagged: …`, `deleted: …`."""
+        with self.lock:
+            image_id, reference = self._find(name)
+            references = self._images[image_id].references
+            if reference is None and len(references) > 1 and not force:
+                raise Conflict(
+                    f"image {name!r} has {len(references)} tags",
+                    hint="remove them one by one, or use --force",
+                )
+            gone = (reference,) if reference is not None else references
+            return self._drop([(image_id, gone, set(gone) == set(references))])
+
+    def prune(self, everything: bool, used: set[str]) -> tuple[str, ...]:  # noqa: FBT001 - the agreed form
+        """Delete images without a tag (`everything`: any) that are not in `used` (ids)."""
+        with self.lock:
+            chosen = [
+                (image.id, image.references, True)
+                for image in self._images.values()
+                if image.id not in used and (everything or not image.references)
+            ]
+            return self._drop(chosen)
+
+    def _drop(self, chosen: Sequence[tuple[str, tuple[str, ...], bool]]) -> tuple[str, ...]:
+        lines = []
+        with self._transaction():
+            for image_id, references, last in chosen:
+                for reference in references:
+                    self.records.run("DELETE FROM image_references WHERE reference = ?", reference)
+                    lines.append(f"untagged: {reference}")
+                if last:
+                    self.records.run("DELETE FROM images WHERE id = ?", image_id)
+                    lines.append(f"deleted: {image_id}")
+            self.records.set_flag("dirty", 1)
+            doomed = self._collector.unreferenced()
+        self._reload()
+        self._collector.destroy(doomed)
+        self._collector.settle()
+        return tuple(lines)
+
+    def disk_map(self, rootfs: RootFs) -> str:
+        """The per-image qcow2 of the pool, made on first use."""
+        with self.lock:
+            if os.path.exists(rootfs.disk_map):
+                return rootfs.disk_map
+            row = self.records.one("SELECT extents FROM trees WHERE tree_id = ?", rootfs.tree_id)
+            if row is None:
+                raise NotFound(f"image tree {rootfs.tree_id!r} is not here")
+            extents = list(struct.iter_unpack("<II", row[0]))
+            temporary = os.path.join(self._temporary, rootfs.tree_id)
+            with open(temporary, "wb") as file:
+                file.write(make_map(extents, "../pool"))
+                file.flush()
+                os.fdatasync(file.fileno())
+            os.rename(temporary, rootfs.disk_map)
+            return rootfs.disk_map
+
+    # --- for `ingest` ---------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def pinned(self, keys: Sequence[str]) -> Iterator[None]:
+        """Layers, blobs and trees of these names are not collected meanwhile."""
+        with self.lock:
+            self.pins.update(keys)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.pins -= Counter(keys)
+
+    def known_layer(self, digest: str, diff_id: str) -> tuple[int, bytes, bytes] | None:
+        """(blob size, packed entries, blocks)"""
+        with self.lock:
+            row: tuple[int, bytes, bytes] | None = self.records.one(
+                "SELECT size, entries, contents FROM layer_blobs JOIN layers USING (diff_id)"
+                " WHERE digest = ? AND diff_id = ?",
+                digest,
+                diff_id,
+            )
+            return row
+
+    def layer_entries(self, diff_id: str) -> bytes:
+        with self.lock:
+            data: bytes = self.records.one("SELECT entries FROM layers WHERE diff_id = ?", diff_id)[0]
+            return data
+
+    def has_blob(self, digest: str) -> bool:
+        return os.path.exists(self._blob_path(digest))
+
+    def has_tree(self, tree_id: str) -> bool:
+        with self.lock:
+            return self.records.one("SELECT 1 FROM trees WHERE tree_id = ?", tree_id) is not None
+
+    def publish(
+        self,
+        session: Session,
+        layers: Sequence[ReadyLayer],
+        tree: tuple[str, Written] | None,
+        blobs: Mapping[str, str | None],
+        *,
+        row: tuple[Any, ...],
+        references: tuple[str, ...],
+    ) -> None:
+        """Everything named here is on disk: rename it into place and record it."""
+        with self.lock:
+            for digest, path in blobs.items():
+                if path is not None and not self.has_blob(digest):
+                    os.rename(path, self._blob_path(digest))
+            if tree is not None and not self.has_tree(row[2]):
+                os.rename(tree[0], self._tree_path(row[2]))
+            for folder in ("blobs/sha256", "trees"):
+                _sync_folder(os.path.join(self.root, folder))
+            with self._transaction():
+                self._record(session, layers, tree, row, references)
+            session.recorded()
+            self._reload()
+
+    def _record(
+        self,
+        session: Session,
+        layers: Sequence[ReadyLayer],
+        tree: tuple[str, Written] | None,
+        row: tuple[Any, ...],
+        references: tuple[str, ...],
+    ) -> None:
+        run, run_many = self.records.run, self.records.run_many
+        run_many("INSERT INTO contents VALUES (?, ?, ?, 0)", session.rows())
+        for layer in layers:
+            if self.records.one("SELECT 1 FROM layers WHERE diff_id = ?", layer.diff_id) is None:
+                run("INSERT INTO layers VALUES (?, ?, ?)", layer.diff_id, layer.entries, layer.blocks)
+                blocks = struct.iter_unpack("<I", layer.blocks)
+                run_many("UPDATE contents SET refs = refs + 1 WHERE block = ?", blocks)
+            run(
+                "INSERT OR REPLACE INTO layer_blobs VALUES (?, ?, ?)", layer.digest, layer.diff_id, layer.size
+            )
+        if tree is not None:
+            facts = tree[1]
+            extents = b"".join(struct.pack("<II", *extent) for extent in facts.extents)
+            run("INSERT OR IGNORE INTO trees VALUES (?, ?, ?)", row[2], facts.size, extents)
+        run("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?, ?)", *row)
+        for reference in references:
+            run("INSERT OR REPLACE INTO image_references VALUES (?, ?)", reference, row[0])
+
+    # --- insides --------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self.records.begin()
+        try:
+            yield
+            self.records.commit()
+        finally:
+            self.records.rollback()
+
+    def _reload(self) -> None:
+        self._references = dict(
+            self.records.all("SELECT reference, image FROM image_references ORDER BY reference")
+        )
+        rows = self.records.all(
+            "SELECT id, digest, tree_id, size, config, layers FROM images JOIN trees USING (tree_id)"
+            " ORDER BY pulled DESC, id"
+        )
+        self._images = {row[0]: self._image(*row) for row in rows}
+
+    def _image(
+        self, image_id: str, digest: str, tree_id: str, size: int, config: bytes, layers: str
+    ) -> Image:
+        parsed = parse_config(config, self.limits)[0]
+        return Image(
+            id=image_id,
+            digest=digest,
+            references=tuple(name for name, image in self._references.items() if image == image_id),
+            created=parsed.created,
+            size=size,
+            rootfs=RootFs(
+                tree_id=tree_id,
+                tree=self._tree_path(tree_id),
+                pool=self.pool.path,
+                disk_map=os.path.join(self.root, "maps", f"{tree_id}.qcow2"),
+            ),
+            config=parsed,
+            layers=tuple(layers.split("\n")) if layers else (),
+        )
+
+    def _blob_path(self, digest: str) -> str:
+        return os.path.join(self.root, "blobs/sha256", digest.removeprefix("sha256:"))
+
+    def _tree_path(self, tree_id: str) -> str:
+        return os.path.join(self.root, "trees", f"{tree_id}.erofs")
+
+
+def _canonical(text: str) -> str:
+    try:
+        return names.parse_reference(text).canonical
+    except KnarrError:
+        if _ID.fullmatch(text):
+            return ""
+        raise
+
+
+def _unavailable(error: OSError) -> KnarrError:
+    return Unavailable(f"image store can't be written: {error.strerror or error}", hint="is the disk full?")
+
+
+def _sync_folder(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _folder_size(path: str) -> int:
+    return sum(_size(entry.path) for entry in os.scandir(path))
