@@ -1,8 +1,8 @@
 """What no image needs any more: layers, contents, trees, maps, blobs; and the clean-up after a crash.
 
-Rows go first, in the caller's transaction; holes are punched and files unlinked after its commit. The flag `dirty` is
-up from before the first change until nothing is left to clean, so a crash in between ends in `recover`.
-All calls with the store's lock held.
+Rows go first, in the caller's transaction; holes are punched and files unlinked after its commit. The flag
+`dirty` is up from before the first change until nothing is left to clean, so a crash in between ends in
+`recover`. All calls with the store's lock held.
 """
 
 from __future__ import annotations

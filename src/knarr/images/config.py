@@ -1,4 +1,5 @@
-"""OCI image config (image-spec config.md; Docker's is the same where it matters) → `ImageConfig` and diff ids.
+"""OCI image config (image-spec config.md; Docker's is the same where it matters) → `ImageConfig` and diff
+ids.
 
 Everything here is an image's word: typed, bounded, and never policy. Out of scope: manifests' media types
 and platforms (the registry client chose already).

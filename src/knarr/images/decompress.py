@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Bite = Generator[bytes, None, tuple[igzip_lib.IgzipDecompressor | None, bytes]]
 
 PIECE = 1 << 19
-# igzip hands back a copy of all that follows a member's end, so small bites keep files of many members linear.
+# igzip copies all that follows a member's end, so small bites keep files of many members linear.
 BITE = 1 << 17
 
 _GZIP = b"\x1f\x8b"
@@ -60,7 +60,7 @@ def decompressed(chunks: Iterator[bytes], limits: Limits = DEFAULT) -> Iterator[
 
 
 def peek(chunks: Iterator[bytes], need: int = 8) -> tuple[bytes, Iterator[bytes]]:
-    """The first bytes (at least `need`, unless the stream is shorter), and the stream with them still in it."""
+    """The first `need` bytes (fewer if the stream is shorter), and the stream with them still in it."""
     head = b""
     for chunk in chunks:
         head += chunk

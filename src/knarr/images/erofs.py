@@ -1,9 +1,10 @@
 """A merged tree → one metadata-only EROFS image whose file chunks lie in the pool (device slot 1).
 
-On-disk format: Linux Documentation/filesystems/erofs.rst and fs/erofs/erofs_fs.h; read by Linux ≥ 5.16. The same tree
-gives the same bytes. Layout: superblock and device table (block 0), shared xattrs, inodes with what is inlined behind
-them, then blocks of large directories. Small files and link targets are packed behind their inode. Two passes: the
-first gives every inode its place, the second writes front to back. Out of scope: compression, contents.
+On-disk format: Linux Documentation/filesystems/erofs.rst and fs/erofs/erofs_fs.h; read by Linux ≥ 5.16. The
+same tree gives the same bytes. Layout: superblock and device table (block 0), shared xattrs, inodes with
+what is inlined behind them, then blocks of large directories. Small files and link targets are packed
+behind their inode. Two passes: the first gives every inode its place, the second writes front to back. Out
+of scope: compression, contents.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class _Writer:
         size = sum(node.entry.size for node in self.nodes if stat.S_ISREG(node.entry.mode))
         return Written(size=size, extents=extents, inodes=len(self.nodes))
 
-    # --- first pass -----------------------------------------------------------------------------------------------
+    # --- first pass -------------------------------------------------------------------------------
 
     def _count_links(self) -> None:
         for node in walk(self.root):
@@ -143,7 +144,7 @@ class _Writer:
         start = end + -end % 32
         layout, tail = self._payload(node)
         if layout == _INLINE and start % BLOCK + head + tail > BLOCK:
-            # inode and inlined bytes share a block: move both to the next one, or give the bytes a block of their own
+            # inode and inlined bytes share a block: the next one, or a block of their own for the bytes
             left = BLOCK - start % BLOCK
             if head + tail <= BLOCK and (node.children is None or left <= BLOCK - tail):
                 start += left
@@ -181,7 +182,7 @@ class _Writer:
             return _CHUNKS, 8
         return _PLAIN, 0
 
-    # --- second pass ----------------------------------------------------------------------------------------------
+    # --- second pass ------------------------------------------------------------------------------
 
     def _super_block(self, meta_block: int, extents: tuple[tuple[int, int], ...]) -> bytes:
         seconds, nanoseconds = divmod(self.epoch, 1_000_000_000)

@@ -1,8 +1,9 @@
 """One image into the store: layers in parallel, one merged tree, durable files, then one transaction.
 
-Order: contents, blobs and tree are written and synced under names nobody reads; then, with the store's lock, files are
-renamed into place and the rows committed. Whatever fails or is killed before leaves no image, and the store's recovery
-or the ingest's own way back removes what was written. Out of scope: where bytes come from (`source`), the queries.
+Order: contents, blobs and tree are written and synced under names nobody reads; then, with the store's
+lock, files are renamed into place and the rows committed. Whatever fails or is killed before leaves no
+image, and the store's recovery or the ingest's own way back removes what was written. Out of scope: where
+bytes come from (`source`), the queries.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ class Ingest:
             self._meter.check()
             self._publish(session, layers, tree)
 
-    # --- layers ---------------------------------------------------------------------------------------------------
+    # --- layers -----------------------------------------------------------------------------------
 
     def _layers(self, session: Session) -> list[ReadyLayer]:
         self._meter = Meter(self._store.limits, lambda: self._failed or self._cancel())
@@ -134,10 +135,7 @@ class Ingest:
                 workers.submit(self._layer, session, index, layer)
                 for index, layer in enumerate(self._source.layers)
             ]
-            errors = []
-            for job in jobs:
-                if (error := job.exception()) is not None:
-                    errors.append(error)
+            errors = [error for job in jobs if (error := job.exception()) is not None]
         if errors:
             # later ones may only say that the first one stopped them
             raise errors[0] if self._first is None else self._first
@@ -176,18 +174,19 @@ class Ingest:
             raise Invalid(f"layer {label} does not match its digest: got {unpacked.digest}")
         if unpacked.diff_id != self.diff_ids[index]:
             raise Invalid(
-                f"layer {label} decompresses to {unpacked.diff_id}, the image's config says {self.diff_ids[index]}"
+                f"layer {label} decompresses to {unpacked.diff_id}, not to its diff id {self.diff_ids[index]}"
             )
         self._entries[unpacked.diff_id] = unpacked.entries
         blocks = sorted({entry.block for entry in unpacked.entries if entry.block})
         self._progress.update(label, "complete", unpacked.size, unpacked.size)
         return ReadyLayer(
-            diff_id=unpacked.diff_id, digest=unpacked.digest, size=unpacked.size, media_type=unpacked.media_type,
+            diff_id=unpacked.diff_id, digest=unpacked.digest, size=unpacked.size,
+            media_type=unpacked.media_type,
             entries=pack_entries(unpacked.entries), blocks=struct.pack(f"<{len(blocks)}I", *blocks),
             kept=unpacked.kept,
         )  # fmt: skip
 
-    # --- tree -----------------------------------------------------------------------------------------------------
+    # --- tree -------------------------------------------------------------------------------------
 
     def _tree(self) -> tuple[str, erofs.Written] | None:
         """(path, facts) of the tree, written and synced; None if the store has it."""
@@ -207,7 +206,7 @@ class Ingest:
             self._meter.entry(len(entry.path) + len(entry.link) + len(entry.inline) + len(entry.sparse))
         return entries
 
-    # --- publishing -----------------------------------------------------------------------------------------------
+    # --- publishing -------------------------------------------------------------------------------
 
     def _publish(
         self, session: Session, layers: list[ReadyLayer], tree: tuple[str, erofs.Written] | None

@@ -16,7 +16,7 @@ class Limits:
     layer_bytes: int = 64 << 30
     """decompressed, per layer, counted after the decoder"""
     ratio: int = 250
-    """decompressed : compressed, judged only above `ratio_floor` (deflate alone reaches 1,000 : 1 on zeros)"""
+    """decompressed : compressed, judged only above `ratio_floor` (deflate reaches 1,000 : 1 on zeros)"""
     ratio_floor: int = 2 << 30
     window: int = 1 << 27
     """zstd's window: memory of the decoder"""

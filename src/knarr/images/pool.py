@@ -1,10 +1,11 @@
 """The pool: one sparse file with every distinct file content once, at 4 KiB-aligned places.
 
-Contents are appended, never moved and never overwritten; freed ones become holes, a freed tail is cut off. Places of
-removed contents are not used again (16 TiB of addresses), so a reader of an old tree can never see foreign bytes.
-A `Session` is one ingest: it pins what it uses and adds, and either its rows are recorded after the pool's fsync
-(`rows`, `recorded`), or `abort` gives back what nobody else uses. A `Writer` belongs to one thread of a session.
-Block 0 holds a mark, so that 0 can mean "no place". Out of scope: what the contents are, trees, the records' form.
+Contents are appended, never moved and never overwritten; freed ones become holes, a freed tail is cut off.
+Places of removed contents are not used again (16 TiB of addresses), so a reader of an old tree can never
+see foreign bytes. A `Session` is one ingest: it pins what it uses and adds, and either its rows are
+recorded after the pool's fsync (`rows`, `recorded`), or `abort` gives back what nobody else uses. A
+`Writer` belongs to one thread of a session. Block 0 holds a mark, so that 0 can mean "no place". Out of
+scope: what the contents are, trees, the records' form.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class Pool:
                 self._tail = block
 
     def find(self, sha: bytes, seen: int = -1) -> Content | None:
-        """With the lock held. `seen`: the value of `changes` when the records were last asked for this content."""
+        """With the lock held. `seen`: `changes` as it was when the records were last asked for this content."""
         content = self._in_use.get(sha)
         if content is None and seen != self.changes and (row := self.records.content(sha)) is not None:
             content = self._in_use[sha] = Content(sha, *row, recorded=True, writer=None)
@@ -156,7 +157,7 @@ class Session:
         return writer
 
     def flush(self) -> None:
-        """Everything that this session's trees point to is in the file, also what other sessions had in hand."""
+        """All that this session's trees point to is in the file, also what other sessions had in hand."""
         with self.pool.lock:
             writers = {content.writer for content in self._contents.values() if content.writer is not None}
         for writer in writers.union(self._writers):
@@ -239,7 +240,7 @@ class Writer:
     def add_pieces(
         self, pieces: Iterable[tuple[int, Iterable[memoryview]]], blocks: int, sha: hashlib._Hash
     ) -> int:
-        """The block of a content of which only some (offset, bytes) are data; `sha` may hold a prefix that names it."""
+        """The block of a content of which only some (offset, bytes) are data; `sha` may hold a prefix."""
         block = self._pool.reserve(blocks)
         try:
             for offset, views in pieces:
@@ -261,7 +262,7 @@ class Writer:
 
     def close(self) -> None:
         with self._lock:
-            # another session may count on what this one has in hand; if that can't be written, its flush says so
+            # another session may count on what is in hand here; if it can't be written, its flush says so
             with contextlib.suppress(OSError):
                 self._write_out()
             if self._left:
@@ -269,7 +270,7 @@ class Writer:
                 self._left = 0
 
     def _publish(self, sha: bytes, block: int, blocks: int, seen: int) -> int:
-        """Make a written content findable. Two writers may have written the same: the first to come here wins."""
+        """Make a written content findable. If two writers wrote the same, the first to come here wins."""
         with self._pool.lock:
             first = self._session.find(sha, seen)
             if first is None:

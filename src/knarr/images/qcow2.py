@@ -1,7 +1,9 @@
-"""A map of the pool for one image's VMs: a qcow2 (version 3) without data of its own, whose data file is the pool.
+"""A map of the pool for one image's VMs: a qcow2 (version 3) without data of its own, whose data file is the
+pool.
 
-Only the given extents are mapped, at their own offsets; everything else of the disk reads as zeros, so a guest's root
-can't see other images. Format: QEMU docs/interop/qcow2.txt. Out of scope: which extents, starting QEMU.
+Only the given extents are mapped, at their own offsets; everything else of the disk reads as zeros, so a
+guest's root can't see other images. Format: QEMU docs/interop/qcow2.txt. Out of scope: which extents,
+starting QEMU.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ _REFCOUNTS = CLUSTER // 2  # 16 bits each
 
 
 def make_map(extents: Sequence[tuple[int, int]], data_file: str) -> bytes:
-    """The qcow2 file. `extents`: (first block, count) of 4 KiB, sorted, none at block 0; `data_file` may be relative."""
+    """The qcow2 file. `extents`: (first block, count) of 4 KiB, sorted, none at block 0."""
     blocks = max((start + count for start, count in extents), default=1)
     tables = _l2_tables(extents)
     l1_entries = (blocks + _L2_ENTRIES - 1) // _L2_ENTRIES
@@ -36,7 +38,7 @@ def make_map(extents: Sequence[tuple[int, int]], data_file: str) -> bytes:
     l2_at = l1_at + l1_clusters
     used = l2_at + len(tables)
     parts = [
-        _padded(_header(blocks, l1_entries, l1_at, counts_at, counts_tables, data_file)),
+        _padded(_header(blocks, (l1_entries, l1_at), (counts_tables, counts_at), data_file)),
         _padded(
             struct.pack(f">{counts_blocks}Q", *((blocks_at + n) * CLUSTER for n in range(counts_blocks)))
         ),
@@ -47,10 +49,9 @@ def make_map(extents: Sequence[tuple[int, int]], data_file: str) -> bytes:
     return b"".join(parts)
 
 
-def _header(
-    blocks: int, l1_entries: int, l1_at: int, counts_at: int, counts_tables: int, data_file: str
-) -> bytes:
+def _header(blocks: int, l1: tuple[int, int], counts: tuple[int, int], data_file: str) -> bytes:
     name = data_file.encode()
+    (l1_entries, l1_at), (counts_tables, counts_at) = l1, counts
     header = _HEADER.pack(
         b"QFI\xfb", 3, 0, 0, 12, blocks * CLUSTER, 0, l1_entries, l1_at * CLUSTER, counts_at * CLUSTER,
         counts_tables, 0, 0, _EXTERNAL_DATA, 0, 0, 4, _HEADER.size,

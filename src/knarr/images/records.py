@@ -1,7 +1,8 @@
 """pool.db: which contents, layers, trees, images and references the store holds.
 
-Plain SQL over one connection; the caller (`store`) holds its lock around every call and begins and ends transactions.
-A row means that what it names is durable: rows are written after the fsync of pool, blobs and tree.
+Plain SQL over one connection; the caller (`store`) holds its lock around every call and begins and ends
+transactions. A row means that what it names is durable: rows are written after the fsync of pool, blobs and
+tree.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 _SCHEMA = """
-CREATE TABLE contents (block INTEGER PRIMARY KEY, blocks INTEGER NOT NULL, sha BLOB NOT NULL UNIQUE, refs INTEGER NOT NULL);
+CREATE TABLE contents (block INTEGER PRIMARY KEY, blocks INTEGER NOT NULL, sha BLOB NOT NULL UNIQUE,
+    refs INTEGER NOT NULL);
 CREATE TABLE layers (diff_id TEXT PRIMARY KEY, entries BLOB NOT NULL, contents BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE layer_blobs (digest TEXT PRIMARY KEY, diff_id TEXT NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE layer_blobs (digest TEXT PRIMARY KEY, diff_id TEXT NOT NULL, size INTEGER NOT NULL)
+    WITHOUT ROWID;
 CREATE TABLE trees (tree_id TEXT PRIMARY KEY, size INTEGER NOT NULL, extents BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE images (id TEXT PRIMARY KEY, digest TEXT NOT NULL, tree_id TEXT NOT NULL, config BLOB NOT NULL,
     layers TEXT NOT NULL, blobs TEXT NOT NULL, pulled INTEGER NOT NULL) WITHOUT ROWID;
@@ -67,7 +70,7 @@ class Records:
     def run_many(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
         self._db.executemany(sql, rows)
 
-    # --- what the pool asks ---------------------------------------------------------------------------------------
+    # --- what the pool asks -----------------------------------------------------------------------
 
     def content(self, sha: bytes) -> tuple[int, int] | None:
         """(block, blocks)"""

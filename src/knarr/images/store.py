@@ -1,7 +1,8 @@
 """The images of one trust domain, as values: ingest, get, list, tag, remove, prune.
 
-One daemon owns the folder; its threads may call anything at any time. The lock covers the records and renames, never
-the reading of a layer. Out of scope: where images come from, mounting, who uses which image (the engine says).
+One daemon owns the folder; its threads may call anything at any time. The lock covers the records and
+renames, never the reading of a layer. Out of scope: where images come from, mounting, who uses which image
+(the engine says).
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class ImageStore:
         self.pool.close()
         self.records.close()
 
-    # --- questions ------------------------------------------------------------------------------------------------
+    # --- questions --------------------------------------------------------------------------------
 
     def get(self, name: str) -> Image:
         """By id, unique prefix of an id, digest or reference. Raises `NotFound`."""
@@ -123,7 +124,7 @@ class ImageStore:
             "distinct": blocks * 4096 + trees + index,
         }
 
-    # --- changes --------------------------------------------------------------------------------------------------
+    # --- changes ----------------------------------------------------------------------------------
 
     def ingest(
         self, source: ImageSource, progress: Progress | None = None, cancel: Callable[[], bool] = never
@@ -212,7 +213,7 @@ class ImageStore:
             os.rename(temporary, rootfs.disk_map)
             return rootfs.disk_map
 
-    # --- for `ingest` ---------------------------------------------------------------------------------------------
+    # --- for `ingest` -----------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def pinned(self, keys: Sequence[str]) -> Iterator[None]:
@@ -298,7 +299,7 @@ class ImageStore:
         for reference in references:
             run("INSERT OR REPLACE INTO image_references VALUES (?, ?)", reference, row[0])
 
-    # --- insides --------------------------------------------------------------------------------------------------
+    # --- insides ----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -317,11 +318,10 @@ class ImageStore:
             "SELECT id, digest, tree_id, size, config, layers FROM images JOIN trees USING (tree_id)"
             " ORDER BY pulled DESC, id"
         )
-        self._images = {row[0]: self._image(*row) for row in rows}
+        self._images = {row[0]: self._image(row) for row in rows}
 
-    def _image(
-        self, image_id: str, digest: str, tree_id: str, size: int, config: bytes, layers: str
-    ) -> Image:
+    def _image(self, row: tuple[str, str, str, int, bytes, str]) -> Image:
+        image_id, digest, tree_id, size, config, layers = row
         parsed = parse_config(config, self.limits)[0]
         return Image(
             id=image_id,

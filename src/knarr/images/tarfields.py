@@ -1,4 +1,4 @@
-"""The fields of tar headers: numbers, checksums, pax records, sparse maps. Part of the reader in `tarstream`."""
+"""Fields of tar headers: numbers, checksums, pax records, sparse maps. Part of `tarstream`'s reader."""
 
 from __future__ import annotations
 

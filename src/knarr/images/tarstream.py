@@ -1,8 +1,9 @@
-"""Our own tar reader for hostile input: v7, ustar, star, GNU (long names, sparse), pax (all records that matter).
+"""Our own tar reader for hostile input: v7, ustar, star, GNU (long names, sparse), pax (all records that
+matter).
 
-One pass over an iterator of chunks, data handed out as views without a copy. A doubtful archive is refused, not
-guessed at, for two readers that guess differently are a hole. Names are bytes as they stand, neither cleaned nor
-trusted: `tree` judges them. Out of scope: compression, file systems, whiteouts.
+One pass over an iterator of chunks, data handed out as views without a copy. A doubtful archive is refused,
+not guessed at, for two readers that guess differently are a hole. Names are bytes as they stand, neither
+cleaned nor trusted: `tree` judges them. Out of scope: compression, file systems, whiteouts.
 """
 
 from __future__ import annotations
@@ -260,7 +261,7 @@ class TarReader:
         if member.kind == REGULAR and member.name.endswith(b"/"):
             member.kind = DIRECTORY
         if member.kind != REGULAR:
-            # links and the like carry no data, whatever the field says (POSIX leaves it open, all readers agree)
+            # links and the like carry no data, whatever the field says (POSIX leaves it open, readers agree)
             member.size = member.stored = self._unread = self._padding = 0
             return
         self._unread, self._padding = stored, -stored % BLOCK

@@ -1,8 +1,9 @@
 """Layers → one tree, in memory: whiteouts, opaque directories, links across layers, replaced entries.
 
-The rules are those of unpacking layer over layer with overlay's whiteouts (image-spec layer.md): whiteouts of a layer
-hide what the layers below hold, never what the same layer brings. A parent that is a symlink in a lower layer is
-followed, inside this tree only. Nothing here touches a file system. Out of scope: contents (`pool`), bytes (`erofs`).
+The rules are those of unpacking layer over layer with overlay's whiteouts (image-spec layer.md): whiteouts
+of a layer hide what the layers below hold, never what the same layer brings. A parent that is a symlink in
+a lower layer is followed, inside this tree only. Nothing here touches a file system. Out of scope: contents
+(`pool`), bytes (`erofs`).
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ _AUFS = b".wh..wh."
 _HOPS = 40
 _STEPS = 100_000_000
 
-# Attributes of an image that would speak to the host: overlayfs reads the first two in a lower directory, and of
-# `security.` only file capabilities mean the same on every host (labels and signatures are the host's policy).
+# Attributes of an image that would speak to the host: overlayfs reads the first two in a lower directory,
+# and of `security.` only file capabilities mean the same on every host (labels are the host's policy).
 _HOST_XATTRS = (b"trusted.overlay.", b"user.overlay.")
 _KEPT_XATTRS = (
     b"user.",
@@ -59,7 +60,7 @@ class Entry(msgspec.Struct, array_like=True, gc=False, omit_defaults=True):
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
     sparse_bits: int = 0
     sparse: bytes = b""
-    """chunk table (u32, block relative to `block`, all ones = hole) with chunks of `1 << sparse_bits` blocks"""
+    """chunk table (u32, relative to `block`, all ones = hole) with chunks of `1 << sparse_bits` blocks"""
 
 
 class Node:
@@ -187,7 +188,7 @@ class _Tree:
         return node
 
     def _folder(self, path: bytes, implied_by: Entry | None = None) -> Node | None:
-        """The directory at `path`; made where it is missing if `implied_by` is given. None = there is none."""
+        """The directory at `path`, made if it is missing and `implied_by` is given. None = there is none."""
         node = self._folders.get(path)
         if node is None:
             node = self._resolve(path, implied_by)

@@ -4,8 +4,8 @@
                 └─ decompressed (the calling thread) ─┬─ hash of the archive = diff id     (thread 2)
                                                       └─ tar, file hashes, pool            (thread 3)
 
-Decoding, hashing and writing release the interpreter's lock, so two cores are used. Queues are short: memory is
-bounded. Out of scope: which layers, merging, publishing.
+Decoding, hashing and writing release the interpreter's lock, so two cores are used. Queues are short:
+memory is bounded. Out of scope: which layers, merging, publishing.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Unpacked:
 
 
 class Stage(threading.Thread, Generic[T]):
-    """A thread that works on what is put to it. After a failure it only empties its queue; `result` raises."""
+    """A thread that works on what is put to it. After a failure it empties its queue; `result` raises."""
 
     def __init__(self, work: Callable[[Iterator[bytes]], T]) -> None:
         super().__init__(name="knarr-layer", daemon=True)
@@ -137,7 +137,7 @@ class Meter:
 def unpack_layer(
     layer: Layer, writer: Writer, meter: Meter, progress: Progress, *, label: str, keep: str | None
 ) -> Unpacked:
-    """Read a layer once. `keep` = where to put its blob. The caller compares digests with what it was promised."""
+    """Read a layer once. `keep` = where to put its blob. The caller compares the digests."""
     stages: list[Stage[object]] = []
 
     def stage(work: Callable[[Iterator[bytes]], T]) -> Stage[T]:
@@ -146,8 +146,8 @@ def unpack_layer(
         return made
 
     try:
-        with layer.open() as chunks:
-            head, chunks = peek(chunks)
+        with layer.open() as opened:
+            head, chunks = peek(opened)
             # plain tars without a digest of their own come from archives: they are kept compressed
             kind = sniff(head)
             squeeze = keep is not None and not layer.digest and kind == "tar"
@@ -155,7 +155,10 @@ def unpack_layer(
             blob = stage(lambda pieces: _keep_blob(pieces, keep, squeeze=squeeze))
             archive = stage(_sha256)
             entries = stage(lambda pieces: Unpacker(writer, meter).run(pieces))
-            for piece in decompressed(_tee(chunks, layer, blob, meter, progress, label), meter.limits):
+            for piece in decompressed(
+                _tee(chunks, layer=layer, blob=blob, meter=meter, progress=progress, label=label),
+                meter.limits,
+            ):
                 archive.put(piece)
                 entries.put(piece)
     finally:
@@ -176,6 +179,7 @@ def unpack_layer(
 
 def _tee(
     chunks: Iterator[bytes],
+    *,
     layer: Layer,
     blob: Stage[tuple[str, int]],
     meter: Meter,
