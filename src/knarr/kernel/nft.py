@@ -28,7 +28,7 @@ _WORD: Final = re.compile(r"[A-Za-z0-9_.:*/-]+", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """`hook`, such as `type filter hook forward priority filter; policy accept`, is empty for a chain jumped to."""
+    """`hook`, such as `type filter hook forward priority filter;`, is empty for a chain that is jumped to."""
 
     name: str
     rules: tuple[str, ...]
@@ -81,10 +81,14 @@ class Element:
     key: tuple[str, ...]
     value: tuple[str, ...] = ()
 
-    def render(self, *, with_value: bool) -> str:
+    def text(self, *, with_value: bool) -> str:
         key = " . ".join(_word(part) for part in self.key)
-        value = " : " + " . ".join(_word(part) for part in self.value) if with_value and self.value else ""
-        return f"element {self.table} {self.set} {{ {key}{value} }}\n"
+        return key + (
+            " : " + " . ".join(_word(part) for part in self.value) if with_value and self.value else ""
+        )
+
+    def render(self, *, with_value: bool) -> str:
+        return f"element {self.table} {self.set} {{ {self.text(with_value=with_value)} }}\n"
 
 
 def _word(text: str) -> str:
@@ -138,7 +142,8 @@ class _Program:
     """The `nft` program, for a host with nftables but without its library."""
 
     def run(self, text: str, *, as_json: bool = False) -> str:
-        command = ["nft", *(["-j"] if as_json else []), "-f", "-"]
+        # With -j the program would expect JSON as its input, so a listing goes by arguments.
+        command = ["nft", "-j", *text.split()] if as_json else ["nft", "-f", "-"]
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=30)
         if done.returncode:
             raise _refusal(done.stderr)
