@@ -1,0 +1,183 @@
+"""The launch plan of a microVM: QEMU's command line, its descriptors, its jail. Pure: facts come in as values.
+
+The device list is the template's (docs/architecture.md section 8): one virtio-serial with named ports, the
+disks in a fixed order, then the network card, then folders. Every file is a descriptor, because the jailed
+QEMU sees an almost empty root. Out of scope: what the guest is told (`machines.request`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from knarr.machines.kernels import GuestKernel
+from knarr.model.resource import Attachment
+from knarr.model.workload import Resources
+
+QEMU = "qemu-system-x86_64"
+MIB = 1 << 20
+DEFAULT_MEMORY = 512 * MIB
+GUEST_OVERHEAD = 96 * MIB
+"""what the guest's kernel, agent and page tables need beside the workload's limit (measured: 70-85 MiB)"""
+CLASSES = tuple(size * MIB for size in (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536))
+
+# descriptor numbers in QEMU
+NULL, OUT, ERR, CONTROL, QMP, STDIN, STDOUT, STDERR, STATUS, CONSOLE, TREE, MAP, POOL, UPPER, TAP = range(15)
+FOLDERS = 20
+
+_KERNEL_OPTIONS = (
+    "quiet no_timer_check tsc=reliable cryptomgr.notests rcupdate.rcu_expedited=1 random.trust_cpu=on nokaslr "
+    "panic=-1 reboot=t console=ttyS0"
+)
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MachineInput:
+    kernel: GuestKernel
+    accel: str
+    """kvm or tcg"""
+    tsc_khz: int
+    qemu: str = QEMU
+    """as seen from where it is executed"""
+    resources: Resources = field(default_factory=Resources)
+    attachment: Attachment | None = None
+    stdin: bool = False
+    tty: bool = False
+    folders: tuple[str, ...] = ()
+    """tags of virtiofs devices; descriptor FOLDERS + index is connected to each one's server"""
+    name: str = "knarr"
+
+
+def memory_class(limit: int | None) -> int:
+    """The machine's RAM: the next class that holds the workload's limit and the guest's own needs."""
+    if limit is None:
+        return DEFAULT_MEMORY
+    wanted = limit + GUEST_OVERHEAD
+    for size in CLASSES:
+        if size >= wanted:
+            return size
+    return -(-wanted // (1 << 30)) << 30
+
+
+def vcpus(cpus: float | None) -> int:
+    return max(1, math.ceil(cpus)) if cpus is not None else 1
+
+
+def argv(machine: MachineInput) -> tuple[str, ...]:
+    """QEMU's command line."""
+    memory = memory_class(machine.resources.memory) // MIB
+    board = "microvm,acpi=on,rtc=on,pit=off,pic=off,isa-serial=on"
+    return (
+        machine.qemu,
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", machine.name),
+        *("-M", board + (",memory-backend=ram" if machine.folders else "")),
+        *_accelerator(machine.accel),
+        *("-m", f"{memory}M", "-smp", str(vcpus(machine.resources.cpus))),
+        *_memory_backend(memory, shared=bool(machine.folders)),
+        *("-kernel", machine.kernel.vmlinux, "-initrd", machine.kernel.initramfs),
+        *("-append", f"tsc_early_khz={machine.tsc_khz} {_KERNEL_OPTIONS}"),
+        *("-add-fd", f"fd={CONSOLE},set={CONSOLE}", "-chardev", _file_chardev("console", CONSOLE)),
+        *("-serial", "chardev:console"),
+        *_ports(machine),
+        *_disks(),
+        *_network(machine.attachment),
+        *_folder_devices(machine.folders),
+        *("-chardev", f"socket,id=qmp,fd={QMP}", "-mon", "chardev=qmp,mode=control"),
+        *("-sandbox", _SANDBOX),
+    )
+
+
+def fd_numbers(machine: MachineInput) -> dict[str, int]:
+    """Names of the request's and the keeper's descriptors → their numbers in QEMU."""
+    numbers = {
+        "null": NULL,
+        "messages": OUT,
+        "errors": ERR,
+        "control": CONTROL,
+        "qmp": QMP,
+        "stdout": STDOUT,
+        "status": STATUS,
+        "console": CONSOLE,
+        "tree": TREE,
+        "map": MAP,
+        "pool": POOL,
+        "upper": UPPER,
+    }
+    if not machine.tty:
+        numbers["stderr"] = STDERR
+    if machine.stdin:
+        numbers["input"] = STDIN
+    if machine.attachment is not None:
+        numbers["tap"] = TAP
+    return numbers | {f"folder{index}": FOLDERS + index for index in range(len(machine.folders))}
+
+
+def _accelerator(accel: str) -> tuple[str, ...]:
+    if accel == "kvm":
+        return ("-accel", "kvm", "-cpu", "host")
+    return ("-accel", "tcg,tb-size=64", "-cpu", "qemu64")
+
+
+def _memory_backend(memory: int, *, shared: bool) -> tuple[str, ...]:
+    # virtiofsd maps the guest's memory, so only shared memory is right for it; the modern virtio-mmio is its demand
+    if not shared:
+        return ()
+    backend = f"memory-backend-memfd,id=ram,size={memory}M,share=on"
+    return ("-object", backend, "-global", "virtio-mmio.force-legacy=false")
+
+
+def _file_chardev(name: str, number: int) -> str:
+    # append: QEMU would truncate otherwise, which a pipe refuses
+    return f"file,id={name},path=/dev/fdset/{number},append=on"
+
+
+def _ports(machine: MachineInput) -> tuple[str, ...]:
+    """Stream ports write straight into the pipes a container would write to; a full pipe holds the guest up."""
+    ports = [
+        ("control", f"socket,id=control,fd={CONTROL}", 0),
+        ("status", _file_chardev("status", STATUS), STATUS),
+    ]
+    if machine.stdin:
+        ports.append(("stdin", f"socket,id=stdin,fd={STDIN}", 0))
+    ports.append(("stdout", _file_chardev("stdout", STDOUT), STDOUT))
+    if not machine.tty:
+        ports.append(("stderr", _file_chardev("stderr", STDERR), STDERR))
+    found = ["-device", "virtio-serial-device,max_ports=16"]
+    for number, (name, chardev, fdset) in enumerate(ports, 1):
+        if fdset:
+            found += ["-add-fd", f"fd={fdset},set={fdset}"]
+        found += ["-chardev", chardev, "-device", f"virtserialport,chardev={name},name={name},nr={number}"]
+    return tuple(found)
+
+
+def _disks() -> tuple[str, ...]:
+    """/dev/vda the tree, /dev/vdb the image's view of the pool, /dev/vdc the writable layer."""
+    fdsets = ("-add-fd", f"fd={TREE},set={TREE}", "-add-fd", f"fd={MAP},set={MAP}")
+    fdsets += ("-add-fd", f"fd={POOL},set={POOL}", "-add-fd", f"fd={UPPER},set={UPPER}")
+    tree = f"driver=raw,node-name=tree,read-only=on,{_file('file', TREE)}"
+    pool = f"driver=qcow2,node-name=pool,read-only=on,{_file('file', MAP)},{_file('data-file', POOL)}"
+    upper = f"driver=raw,node-name=upper,discard=unmap,{_file('file', UPPER)}"
+    found = list(fdsets)
+    for node, name in ((tree, "tree"), (pool, "pool"), (upper, "upper")):
+        found += ["-blockdev", node, "-device", f"virtio-blk-device,drive={name}"]
+    return tuple(found)
+
+
+def _file(key: str, number: int) -> str:
+    return f"{key}.driver=file,{key}.filename=/dev/fdset/{number},{key}.locking=off"
+
+
+def _network(attachment: Attachment | None) -> tuple[str, ...]:
+    if attachment is None:
+        return ()
+    card = f"virtio-net-device,netdev=net0,mac={attachment.mac}"
+    return ("-netdev", f"tap,id=net0,fd={TAP}", "-device", card)
+
+
+def _folder_devices(tags: tuple[str, ...]) -> tuple[str, ...]:
+    found: list[str] = []
+    for index, tag in enumerate(tags):
+        found += ["-chardev", f"socket,id={tag},fd={FOLDERS + index}"]
+        found += ["-device", f"vhost-user-fs-device,chardev={tag},tag={tag}"]
+    return tuple(found)
