@@ -3,6 +3,7 @@
 For what the native API needs: one request at a time, bodies by length or chunked, and the change to raw
 bytes after a 101. Out of scope: sockets (`transport`, `aio`), redirects, compression, pipelining. Its own
 because the command line cannot afford the start-up time of the standard library's client.
+"""
 
 from __future__ import annotations
 
