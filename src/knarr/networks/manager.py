@@ -1,8 +1,9 @@
 """The network of one instance: bridges, ports of containers and VMs, published ports, names.
 
 Synchronous; `attach_container` with a slot ready, `set_names` and `detach` are fast enough for the daemon's
-event loop, the rest takes some milliseconds. What must outlive the daemon lives in the kernel (bridges, tables),
-in the descriptor store (port reservations, the resolver's sockets, the pool's lock) and in RUN/network.json.
+event loop, the rest takes some milliseconds. What must outlive the daemon lives in the kernel (bridges,
+tables), in the descriptor store (port reservations, the resolver's sockets, the pool's lock) and in
+RUN/network.json.
 
 Out of scope: which workload wants what (the engine), and the guest's own configuration: a VM's agent sets the
 address that its `Attachment` names.

@@ -4,8 +4,9 @@
     + ID ADDRESS NAME NAME …
     - ID
 
-A start or an end of a workload appends one line, so it costs the same however many there are. `ZoneWriter` is
-the daemon's, `Zone` the resolver's: it reads on when a query comes, so a name is known as soon as it is written.
+A start or an end of a workload appends one line, so it costs the same however many there are. `ZoneWriter`
+is the daemon's, `Zone` the resolver's: it reads on when a query comes, so a name is known as soon as it
+is written.
 Standard library only.
 
 Out of scope: DNS (`networks.dns`).
