@@ -30,6 +30,7 @@ _SMALL_SECONDS = 60.0
 _SLOW_WINDOW = 60.0
 _SLOW_BYTES = 64 << 10
 """a blob that brings less than this in a window counts as a dropped connection"""
+_REPAIR = "its operator must repair it"
 _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -157,8 +158,7 @@ def request(
         if answer.status not in _REDIRECTS or not location or method != "GET":
             return answer
         answer.close()
-        # the fragment is never sent, and a location may be relative
-        url = urljoin(url, location).partition("#")[0]
+        url = _joined(url, location)
         if verify and origin.scheme == "https" and url.startswith("http:"):
             raise Denied(
                 f"{origin.text!r} sends on to plain http",
@@ -167,6 +167,14 @@ def request(
     raise Failed(
         f"{first.text!r} sends from one address to the next without end", hint="its operator must repair it"
     )
+
+
+def _joined(url: str, location: str) -> str:
+    """Where a Location header leads: it may be relative, and a fragment is never sent."""
+    try:
+        return urljoin(url, location).partition("#")[0]
+    except ValueError:
+        raise Failed("the registry sent an address that can't be read", hint=_REPAIR) from None
 
 
 def _once(
