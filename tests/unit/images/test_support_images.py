@@ -9,9 +9,9 @@ import subprocess
 import tarfile
 
 import pytest
+from tests.support import images
 
 from knarr.images import archives
-from tests.support import images
 
 pytestmark = pytest.mark.skipif(
     not os.access(images.BUSYBOX, os.X_OK), reason="busybox-static is not installed"
@@ -47,5 +47,7 @@ def test_a_busybox_archive_is_an_image_for_us_and_for_skopeo(tmp_path):
         assert source.references == ("docker.io/library/knarr-test:latest",)
         assert len(source.layers) == 3
         with source.layers[0].open() as pieces:
-            names = tarfile.open(fileobj=io.BytesIO(b"".join(pieces))).getnames()
+            data = io.BytesIO(b"".join(pieces))
+    with tarfile.open(fileobj=data) as layer:
+        names = layer.getnames()
     assert {"bin/sh", "bin/busybox", "etc/passwd", "tmp", "home/alice"} <= set(names)
