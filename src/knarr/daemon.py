@@ -1,7 +1,7 @@
 """knarrd: the composition root. Takes over what runs, serves the API, ends without touching a workload.
 
-Started by the holder as a role (`keeper.roles`); only this process opens the database. Out of scope: everything
-it composes.
+Started by the holder as a role (`keeper.roles`); only this process opens the database. Out of scope:
+everything it composes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -66,3 +65,113 @@ def main() -> int:
         _log.error("%s%s", error.message, f" ({error.hint})" if error.hint else "")
         return 1
     return 0
+
+
+async def serve(root: str, run: str) -> None:
+    """Until SIGTERM. What is opened is closed in reverse; nothing that runs is touched."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    async with AsyncExitStack() as stack:
+        state = StateDir(root, run)
+        holder = HolderClient(run)
+        stack.callback(holder.close)
+        _hold_lock(holder, state)
+        engine = await _compose(stack, state, holder)
+        sock = listening(holder, run, "knarr.sock")
+        os.chmod(os.path.join(run, "knarr.sock"), 0o660)
+        await _listen(stack, engine, sock)
+        _log.info("serving %s, %d workloads", state.run, len(engine.table))
+        engine.events.emit("daemon", "start", state.instance, {})
+        # what lives now lives for ever: the collector need not look at it again
+        gc.collect()
+        gc.freeze()
+        await stopped.wait()
+        _log.info("ending")
+
+
+def _hold_lock(holder: HolderClient, state: StateDir) -> None:
+    """The holder keeps the lock on ROOT over the daemon's death, so nobody slips in between."""
+    held = holder.get(_LOCK)
+    fd = state.lock() if held is None else held
+    if held is None:
+        holder.put(_LOCK, fd)
+    os.close(fd)
+
+
+async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient) -> Engine:
+    db = Database(state.database)
+    stack.callback(db.close)
+    events = EventLog(db)
+    table = Table()
+    store = ImageStore(state.images)
+    stack.callback(store.close)
+    images = Images(store, events, state.images)
+    stack.callback(images.close)
+    networks = NetworkManager(state.instance, state.run, holder)
+    networks.ensure()
+    stack.callback(networks.close, keep=True)
+    _start_dns(holder, state)
+    host = facts.probe()
+    keeper = KeeperLink(state.run)
+    drivers: dict[Isolation, Driver] = {}
+    life = Lifecycle(table, db, events, drivers, keeper)
+    keeper.on_exit = life.on_exit
+    hello = await keeper.connect()
+    stack.push_async_callback(keeper.close)
+    services = Services(
+        root=state.root,
+        run=state.run,
+        instance=state.instance,
+        keeper=keeper,
+        images=store,
+        network=WorkloadNetwork(networks, life.save),
+        facts=host,
+        execs=life.execs,
+        save=life.save,
+        emit=life.emit,
+    )
+    drivers.update(_drivers(services))
+    engine = Engine(
+        state=state,
+        db=db,
+        table=table,
+        events=events,
+        life=life,
+        streams=Streams(life),
+        images=images,
+        system=System(state, store, drivers, host),
+        keeper=keeper,
+        networks=networks,
+        capabilities=capabilities_for,
+    )
+    adopt.load(engine)
+    await adopt.adopt(engine, hello.running, hello.exits)
+    stack.push_async_callback(engine.close)
+    return engine
+
+
+def _drivers(services: Services) -> dict[Isolation, Driver]:
+    return {
+        Isolation.CONTAINER: ContainerDriver(services),
+        Isolation.MICROVM: MicrovmDriver(services),
+    }
+
+
+def _start_dns(holder: HolderClient, state: StateDir) -> None:
+    if "dns" not in holder.roles():
+        holder.role("dns", *roles.argv("knarr.networks.dns", state.run))
+
+
+async def _listen(stack: AsyncExitStack, engine: Engine, sock: socket.socket) -> None:
+    runner = web.AppRunner(
+        server.application(engine),
+        access_log=None,
+        handle_signals=False,
+        keepalive_timeout=_KEEPALIVE,
+        shutdown_timeout=_PATIENCE,
+    )
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    await web.SockSite(runner, sock, backlog=1024).start()

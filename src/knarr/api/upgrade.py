@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from knarr.model.errors import Invalid
 
@@ -48,7 +48,9 @@ class Decoder:
             kind = buffer[start]
             length = int.from_bytes(buffer[start + 4 : start + HEADER], "big")
             if kind not in (STDIN, CONTROL) or any(buffer[start + 1 : start + 4]) or length > MAX_PAYLOAD:
-                raise Invalid("the client sent what is not a frame", hint="see docs/architecture.md section 9")
+                raise Invalid(
+                    "the client sent what is not a frame", hint="see docs/architecture.md section 9"
+                )
             if len(buffer) - start < HEADER + length:
                 break
             frames.append((kind, bytes(buffer[start + HEADER : start + HEADER + length])))
@@ -65,7 +67,7 @@ class Channel(asyncio.Protocol):
         if transport is None:
             raise ConnectionResetError("the client has gone")
         self._http = request.protocol
-        self._transport = cast("asyncio.Transport", transport)
+        self._transport = transport
         self._decoder = Decoder()
         self._frames: deque[tuple[int, bytes]] = deque()
         self._arrived = asyncio.Event()
@@ -91,7 +93,9 @@ class Channel(asyncio.Protocol):
         self._arrived.set()
 
     def eof_received(self) -> bool:
-        """A client that sends no more has gone: ends of streams are frames. What was decided goes out still."""
+        """A client that sends no more has gone: ends of streams are frames. What was decided goes out
+        still.
+        """
         self._gone = True
         self._arrived.set()
         return True

@@ -80,9 +80,7 @@ async def _settle(
             engine.life.spawn(engine.life.remove(entry))
     elif w.status.alive:
         await engine.life.ended(entry, EXIT_UNKNOWN, time.time_ns())
-    elif w.status in (Status.REMOVING, Status.EXITED) and (
-        w.spec.auto_remove or w.status is Status.REMOVING
-    ):
+    elif w.status in (Status.REMOVING, Status.EXITED) and (w.spec.auto_remove or w.status is Status.REMOVING):
         engine.life.spawn(engine.life.remove(entry))
 
 

@@ -33,7 +33,9 @@ STDERR = 2
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class Workload:
-    """One workload as the daemon knows it. The engine alone changes it; drivers read it and keep `private`."""
+    """One workload as the daemon knows it. The engine alone changes it; drivers read it and keep
+    `private`.
+    """
 
     id: str
     name: str
@@ -61,7 +63,9 @@ class Workload:
     private: dict[str, Any] = field(default_factory=dict)
     """plain JSON that the driver wants back after a daemon restart; saved with every change of state"""
     exit_hook: Callable[[int], bool] | None = None
-    """set by a driver inside `start`: gets the wait status of an exit; True = the driver deals with it (boots again)"""
+    """set by a driver inside `start`: gets the wait status of an exit; True = the driver deals with it
+    (boots again)
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,7 +210,8 @@ class Driver(Protocol):
     async def start(self, w: Workload) -> int:
         """Start the program and return the host's pid of what the keeper runs. `w.dir/log` exists.
 
-        Raises a KnarrError after taking everything back; exit_code 126 and 127 for a program that can't be executed.
+        Raises a KnarrError after taking everything back; exit_code 126 and 127 for a program that can't
+        be executed.
         """
 
     async def adopt(self, w: Workload) -> None:
@@ -218,7 +223,9 @@ class Driver(Protocol):
     async def exec(
         self, w: Workload, spec: ExecSpec, process: Process, *, detach: bool = False
     ) -> ExecSession:
-        """A detached one has no streams (/dev/null), so that it outlives the daemon; `wait` works all the same."""
+        """A detached one has no streams (/dev/null), so that it outlives the daemon; `wait` works all
+        the same.
+        """
 
     async def stdin(self, w: Workload) -> Stdin: ...
 
@@ -236,12 +243,14 @@ class Driver(Protocol):
         """Unpack the tar that `read` yields (b"" = end) into the folder `path`."""
 
     async def exited(self, w: Workload, wait_status: int) -> ExitResult:
-        """Translate the status of what the keeper ran (-1 = unknown). Reads, changes nothing; may be called again after a
-        daemon restart.
+        """Translate the status of what the keeper ran (-1 = unknown). Reads, changes nothing; may be
+        called again after a daemon restart.
         """
 
     async def cleanup(self, w: Workload) -> None:
-        """After the end: release what `start` took, apart from the keeper's own undo; harmless when repeated."""
+        """After the end: release what `start` took, apart from the keeper's own undo; harmless when
+        repeated.
+        """
 
     async def remove(self, w: Workload) -> None:
         """Before `w.dir` is deleted: what `prepare` made outside of it; harmless when repeated."""

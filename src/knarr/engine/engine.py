@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from knarr.engine import merge, validate, views
 from knarr.engine.driver import Workload
-from knarr.engine.lifecycle import Lifecycle
-from knarr.engine.streams import Streams
 from knarr.engine.table import Entry, Table
 from knarr.model import names
 from knarr.model.errors import Conflict, Invalid, KnarrError, NotFound, Unsupported
@@ -24,11 +22,13 @@ from knarr.model.state import Status
 from knarr.model.workload import ExecSpec, Isolation, NetworkMode, Security, WorkloadSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from knarr.engine.driver import Driver, ExecSession, ExitResult, PathStat, Stats
     from knarr.engine.events import EventLog
     from knarr.engine.images import Images
+    from knarr.engine.lifecycle import Lifecycle
+    from knarr.engine.streams import ExecTerminal, Streams, Terminal
     from knarr.engine.system import System
     from knarr.keeper.link import KeeperLink
     from knarr.model.resource import Image
@@ -131,7 +131,7 @@ class Engine:
     def find(self, text: str) -> Entry:
         return self.table.find(text)
 
-    def list(self, *, stopped: bool, filters: list[str]) -> list[dict[str, Any]]:
+    def ls(self, *, stopped: bool, filters: list[str]) -> list[dict[str, Any]]:
         """Newest first; a status filter asks for stopped ones as well, as docker's does."""
         wanted = views.parse_filters(filters)
         everything = stopped or "status" in wanted or "exited" in wanted
@@ -203,6 +203,28 @@ class Engine:
         self.streams.unregister(session)
         self.life.emit(w, "exec_die", {"exec_id": session.id, "exit_code": str(code)})
 
+    async def exec_terminal(self, text: str, spec: ExecSpec) -> Terminal:
+        return ExecTerminal(await self.exec(text, spec))
+
+    async def attach(self, text: str, *, stdin: bool, logs: bool, start: bool) -> Terminal:
+        return await self.streams.attach(self.find(text), stdin=stdin, logs=logs, start=start)
+
+    def logs(
+        self,
+        text: str,
+        *,
+        since: int | None,
+        until: int | None,
+        tail: int | None,
+        follow: bool,
+        streams: set[int],
+    ) -> AsyncGenerator[tuple[int, int, bytes], None]:
+        """(time, stream, bytes) in the order of writing."""
+        entry = self.find(text)
+        return self.streams.logs(
+            entry, since=since, until=until, tail=tail, follow=follow, streams=streams
+        )
+
     async def resize(self, text: str, columns: int, rows: int, exec_id: str | None) -> None:
         merge.tty_size((columns, rows))
         entry = self._running(text)
@@ -221,9 +243,7 @@ class Engine:
         w = self.find(text).w
         return await self.life.driver(w).stat_path(w, _clean(path))
 
-    async def archive_get(
-        self, text: str, path: str, write: Callable[[bytes], Awaitable[None]]
-    ) -> None:
+    async def archive_get(self, text: str, path: str, write: Callable[[bytes], Awaitable[None]]) -> None:
         w = self.find(text).w
         await self.life.driver(w).archive_get(w, _clean(path), write)
 
@@ -236,9 +256,7 @@ class Engine:
     def _running(self, text: str) -> Entry:
         entry = self.find(text)
         if not entry.w.status.running:
-            raise Conflict(
-                f"workload {entry.w.name!r} is not running", hint=f"it is {entry.w.status.value}"
-            )
+            raise Conflict(f"workload {entry.w.name!r} is not running", hint=f"it is {entry.w.status.value}")
         return entry
 
     # images that workloads use
@@ -277,4 +295,3 @@ def _last_name(image: Image, name: str) -> bool:
     except (Invalid, NotFound):
         return True
     return reference not in image.references or len(image.references) <= 1
-

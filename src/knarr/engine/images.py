@@ -1,6 +1,7 @@
 """Images for the front ends: long jobs in worker threads with progress as a stream, and what lists show.
 
-A job whose client goes away is cancelled at its next step. Out of scope: sources and the store (`knarr.images`).
+A job whose client goes away is cancelled at its next step. Out of scope: sources and the store
+(`knarr.images`).
 """
 
 from __future__ import annotations
@@ -83,9 +84,7 @@ class Images:
 
     # jobs
 
-    async def _run(
-        self, action: str, work: Callable[[_Job], list[Image]]
-    ) -> AsyncIterator[dict[str, Any]]:
+    async def _run(self, action: str, work: Callable[[_Job], list[Image]]) -> AsyncIterator[dict[str, Any]]:
         job = _Job()
         future = asyncio.get_running_loop().run_in_executor(self._pool, work, job)
         try:
@@ -115,7 +114,7 @@ class Images:
         wanted = names.parse_platform(platform) if platform else names.host_platform()
 
         def work(job: _Job) -> list[Image]:
-            known = auth.Credentials(*credentials) if credentials else None
+            known = auth.Credentials(username=credentials[0], password=credentials[1]) if credentials else None
             source = registry.resolve(parsed, wanted, known, insecure)
             return [self.store.ingest(source, job, job.cancel)]
 
@@ -183,7 +182,7 @@ class Images:
     def get(self, name: str) -> Image:
         return self.store.get(name)
 
-    def list(self, used: set[str]) -> list[dict[str, Any]]:
+    def ls(self, used: set[str]) -> list[dict[str, Any]]:
         return [{**view(image), "used": image.id in used} for image in self.store.list()]
 
     def inspect(self, name: str) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from knarr.engine import events, merge, records
 from knarr.engine.driver import ExecExits, ExitResult
-from knarr.engine.table import Entry, Table
 from knarr.model.errors import Conflict, Failed, KnarrError
 from knarr.model.state import EXIT_UNKNOWN, Status, move
 from knarr.store.trees import Removal
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from knarr.engine.driver import Driver, Workload
+    from knarr.engine.table import Entry, Table
     from knarr.keeper.link import KeeperLink
     from knarr.model.workload import Isolation
     from knarr.store.db import Database
@@ -81,7 +81,9 @@ class Lifecycle:
     # start
 
     async def start(self, entry: Entry) -> None:
-        """An already running workload stays as it is. Raises what the driver raises, with docker's exit code."""
+        """An already running workload stays as it is. Raises what the driver raises, with docker's
+        exit code.
+        """
         async with entry.lock:
             w = entry.w
             if w.status.running:
@@ -183,7 +185,9 @@ class Lifecycle:
             self.emit(w, "kill", {"signal": str(signum)})
 
     async def stop(self, entry: Entry, timeout: float | None = None) -> None:
-        """Stop signal, patience, SIGKILL. One that does not run is fine. A negative timeout waits for ever."""
+        """Stop signal, patience, SIGKILL. One that does not run is fine. A negative timeout waits for
+        ever.
+        """
         async with entry.lock:
             w = entry.w
             if not w.status.running:

@@ -79,9 +79,7 @@ def command_line(spec: WorkloadSpec, image: ImageConfig) -> tuple[str, ...]:
     return _checked_args(args)
 
 
-def environment(
-    own: tuple[str, ...], image: tuple[str, ...], hostname: str, *, tty: bool
-) -> tuple[str, ...]:
+def environment(own: tuple[str, ...], image: tuple[str, ...], hostname: str, *, tty: bool) -> tuple[str, ...]:
     """Defaults, then the image's, then the user's; later ones replace, `KEY` without a value removes."""
     defaults = [DEFAULT_PATH, f"HOSTNAME={hostname}"]
     if tty:

@@ -13,6 +13,8 @@ from knarr.model.workload import NetworkMode
 from knarr.networks.manager import prepare_etc
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from knarr.engine.driver import Workload
     from knarr.networks.manager import NetworkManager
 
@@ -20,12 +22,14 @@ if TYPE_CHECKING:
 class WorkloadNetwork:
     """`driver.Network` over the network manager."""
 
-    def __init__(self, manager: NetworkManager) -> None:
+    def __init__(self, manager: NetworkManager, save: Callable[[Workload], None]) -> None:
         self._manager = manager
+        self._save = save
 
     async def connect(self, w: Workload, *, vm: bool) -> int | None:
         if w.spec.network is not NetworkMode.BRIDGE:
             w.attachment, w.ports = None, ()
+            self._save(w)
             return None
         attach = self._manager.attach_vm if vm else self._manager.attach_container
         with ExitStack() as undo:
@@ -34,8 +38,10 @@ class WorkloadNetwork:
             undo.callback(os.close, fd)
             ports = self._manager.publish(w.id, attachment, w.spec.ports) if w.spec.ports else ()
             self._manager.set_names(w.id, names(w), attachment.address)
+            w.attachment, w.ports = attachment, ports
+            # before the keeper's start, so that a new daemon knows address and ports of what it finds running
+            self._save(w)
             undo.pop_all()
-        w.attachment, w.ports = attachment, ports
         return fd
 
     def disconnect(self, w: Workload) -> None:

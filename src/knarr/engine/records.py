@@ -11,9 +11,11 @@ from typing import Any
 import msgspec
 
 from knarr.engine.driver import Workload
-from knarr.model.resource import Attachment, Image
-from knarr.model.state import Status
-from knarr.model.workload import PortMapping, Process, WorkloadSpec
+
+# msgspec reads the hints when the decoders are made
+from knarr.model.resource import Attachment, Image  # noqa: TC001
+from knarr.model.state import Status  # noqa: TC001
+from knarr.model.workload import PortMapping, Process, WorkloadSpec  # noqa: TC001
 
 
 @dataclass(kw_only=True, slots=True)

@@ -66,7 +66,9 @@ def _resources(value: Resources) -> None:
     if value.memory is not None and value.memory < _MIN_MEMORY:
         raise Invalid(f"memory limit {value.memory} is below {_MIN_MEMORY}", hint="at least 6m")
     if value.cpus is not None and not 0.01 <= value.cpus <= (os.cpu_count() or 1):
-        raise Invalid(f"{value.cpus} cpus can't be given", hint=f"0.01 to {os.cpu_count()}, what this host has")
+        raise Invalid(
+            f"{value.cpus} cpus can't be given", hint=f"0.01 to {os.cpu_count()}, what this host has"
+        )
     if value.cpuset is not None and not _CPUSET.fullmatch(value.cpuset):
         raise Invalid(f"cpu set {value.cpuset!r} is not a list", hint="such as 0-1,3")
     if value.pids is not None and value.pids != -1 and value.pids < 1:

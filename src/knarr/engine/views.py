@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from knarr.engine.driver import Workload
 from knarr.model import codec, names
 from knarr.model.errors import Invalid
 from knarr.model.state import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from knarr.engine.driver import Workload
 
 
 def summary(w: Workload) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The daemon's durable records in SQLite: workloads and events.
 
-One connection, used from the event loop's thread only: a commit in WAL mode without fsync takes some 30 µs, less than
-handing it to a thread. Such a commit survives the daemon's death; a power cut may take the last ones, but never
-leaves half of one. Out of scope: what the bytes mean (`engine.records`).
+One connection, used from the event loop's thread only: a commit in WAL mode without fsync takes some 30
+µs, less than handing it to a thread. Such a commit survives the daemon's death; a power cut may take the
+last ones, but never leaves half of one. Out of scope: what the bytes mean (`engine.records`).
 """
 
 from __future__ import annotations
@@ -120,7 +120,9 @@ class Database:
 
 
 class _Transaction:
-    """`with sqlite3.Connection` leaves BEGIN to its isolation level, which is off here to keep it explicit."""
+    """`with sqlite3.Connection` leaves BEGIN to its isolation level, which is off here to keep it
+    explicit.
+    """
 
     __slots__ = ("_db",)
 

@@ -1,7 +1,8 @@
 """Removing a folder tree of which a workload wrote the contents.
 
-Never follows a link, never leaves the folder, needs neither stack nor descriptors in proportion to the depth (a
-workload may nest deeper than both allow): sub-folders are moved up beside the tree before their turn.
+Never follows a link, never leaves the folder, needs neither stack nor descriptors in proportion to the
+depth (a workload may nest deeper than both allow): sub-folders are moved up beside the tree before their
+turn.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ class Removal:
         self._count = 0
 
     def run(self, budget: int | None = None) -> bool:
-        """Remove `budget` entries or all; True when nothing is left. A missing tree is fine. Raises OSError."""
+        """Remove `budget` entries or all; True when nothing is left. A missing tree is fine. Raises
+        OSError.
+        """
         parent = os.open(self._parent, _OPEN)
         left = budget
         try:

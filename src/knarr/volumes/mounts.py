@@ -53,7 +53,9 @@ def _tmpfs(mount: Mount, target: str) -> Mount:
         raise Invalid(f"tmpfs at {target!r} has a source", hint="leave it out")
     for option in mount.options:
         if option not in _FLAGS and not _VALUED.fullmatch(option):
-            raise Invalid(f"tmpfs option {option!r} is unknown", hint="size=, mode=, uid=, gid=, noexec, exec …")
+            raise Invalid(
+                f"tmpfs option {option!r} is unknown", hint="size=, mode=, uid=, gid=, noexec, exec …"
+            )
     return dataclasses.replace(mount, target=target)
 
 

@@ -62,7 +62,13 @@ def test_bad_environment(entry):
 
 @pytest.mark.parametrize(
     ("image", "own", "wanted"),
-    [("", None, "/"), ("/app", None, "/app"), ("app/x", None, "/app/x"), ("/app", "/o/../w/.", "/w"), ("//x", None, "/x")],
+    [
+        ("", None, "/"),
+        ("/app", None, "/app"),
+        ("app/x", None, "/app/x"),
+        ("/app", "/o/../w/.", "/w"),
+        ("//x", None, "/x"),
+    ],
 )
 def test_working_folder(image, own, wanted):
     assert process(ImageConfig(cmd=("c",), workdir=image), workdir=own).cwd == wanted
@@ -84,7 +90,9 @@ def test_exec_takes_over_what_it_does_not_say():
     main = process(ImageConfig(cmd=("c",), env=("A=1",), user="alice", workdir="/w"), groups=("staff",))
     one = merge.merge_exec(ExecSpec(args=("x",)), main, ("ALL",))
     assert (one.user, one.cwd, one.groups, one.env) == ("alice", "/w", ("staff",), main.env)
-    two = merge.merge_exec(ExecSpec(args=("x",), user="0", tty=True, env=("A=2",), privileged=True), main, ("ALL",))
+    two = merge.merge_exec(
+        ExecSpec(args=("x",), user="0", tty=True, env=("A=2",), privileged=True), main, ("ALL",)
+    )
     assert two.capabilities == ("ALL",)
     assert not two.seccomp
     assert two.groups == ()
@@ -97,7 +105,13 @@ def test_exec_takes_over_what_it_does_not_say():
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("TERM", 15), ("sigkill", 9), ("9", 9), ("RTMIN+3", signal.SIGRTMIN + 3), ("SIGRTMAX-1", signal.SIGRTMAX - 1)],
+    [
+        ("TERM", 15),
+        ("sigkill", 9),
+        ("9", 9),
+        ("RTMIN+3", signal.SIGRTMIN + 3),
+        ("SIGRTMAX-1", signal.SIGRTMAX - 1),
+    ],
 )
 def test_signals(text, number):
     assert merge.parse_signal(text) == number

@@ -66,7 +66,7 @@ async def bootstrap_image(call: Call) -> web.StreamResponse:
 
 
 async def list_images(call: Call) -> list[dict[str, Any]]:
-    return call.engine.images.list(call.engine.images_in_use())
+    return call.engine.images.ls(call.engine.images_in_use())
 
 
 async def inspect_image(call: Call) -> dict[str, Any]:
@@ -84,9 +84,7 @@ async def tag_image(call: Call) -> dict[str, Any]:
 
 async def prune_images(call: Call) -> dict[str, Any]:
     return {
-        "removed": await call.engine.images.prune(
-            everything=call.body.all, used=call.engine.images_in_use()
-        )
+        "removed": await call.engine.images.prune(everything=call.body.all, used=call.engine.images_in_use())
     }
 
 
@@ -95,9 +93,7 @@ _BASE = "/v1/images"
 _ONE = _BASE + "/{name:.+}"
 
 ROUTES = (
-    Route(
-        method="POST", path=_BASE + "/pull", act=pull_image, text="Pull", body=PullRequest, gives=_LINES
-    ),
+    Route(method="POST", path=_BASE + "/pull", act=pull_image, text="Pull", body=PullRequest, gives=_LINES),
     Route(
         method="POST",
         path=_BASE + "/load",
@@ -139,7 +135,9 @@ ROUTES = (
         body=TagRequest,
         errors=("not_found",),
     ),
-    Route(method="GET", path=_ONE, act=inspect_image, text="Everything about one image", errors=("not_found",)),
+    Route(
+        method="GET", path=_ONE, act=inspect_image, text="Everything about one image", errors=("not_found",)
+    ),
     Route(
         method="DELETE",
         path=_ONE,

@@ -1,4 +1,6 @@
-"""The OpenAPI document, made from the routes and the model's types: it can't tell anything else than they do."""
+"""The OpenAPI document, made from the routes and the model's types: it can't tell anything else than
+they do.
+"""
 
 from __future__ import annotations
 

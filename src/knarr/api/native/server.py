@@ -5,6 +5,7 @@ Out of scope: sockets and the process (`daemon`).
 
 from __future__ import annotations
 
+import base64
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from knarr.engine.engine import Engine
+    from knarr.model.errors import KnarrError
 
 ROUTES: tuple[Route, ...] = (
     *system.ROUTES,
@@ -45,10 +47,18 @@ def _handler(engine: Engine, route: Route) -> Callable[[web.Request], Awaitable[
         except ConnectionError:
             raise
         except Exception as error:
-            return http.error_answer(http.translate(error))
+            return _refuse(request, http.translate(error))
         return result if isinstance(result, web.StreamResponse) else http.answer(result, route.status)
 
     return handle
+
+
+def _refuse(request: web.Request, error: KnarrError) -> web.Response:
+    """HEAD has no body: its error travels in a header."""
+    answer = http.error_answer(error)
+    if request.method == "HEAD" and isinstance(answer.body, bytes):
+        answer.headers["X-Knarr-Error"] = base64.b64encode(answer.body).decode()
+    return answer
 
 
 @web.middleware

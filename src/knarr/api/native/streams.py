@@ -74,7 +74,7 @@ async def _serve(request: web.Request, terminal: Terminal, streams: set[int]) ->
     return web.Response()
 
 
-async def _report(channel: upgrade.Channel, done: set[asyncio.Future[None]]) -> None:
+async def _report(channel: upgrade.Channel, done: set[asyncio.Task[None]]) -> None:
     """A failure half-way becomes the last control frame."""
     for task in done:
         error = task.exception()

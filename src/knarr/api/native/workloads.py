@@ -1,7 +1,8 @@
-"""Workload calls that answer JSON. Streams (attach, exec, logs, stats, archives) are in `streams` and `archives`."""
+"""Workload calls that answer JSON. Streams (attach, exec, logs, stats, archives) are in `streams` and
+`archives`.
+"""
 
 from __future__ import annotations
-
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,6 @@ from knarr.model.workload import WorkloadSpec
 
 if TYPE_CHECKING:
     from knarr.engine.driver import ExitResult
-
-
 
 
 def _result(result: ExitResult) -> dict[str, Any]:
@@ -29,7 +28,7 @@ async def plan(call: Call) -> dict[str, Any]:
 
 
 async def ls(call: Call) -> list[dict[str, Any]]:
-    return call.engine.list(stopped=call.query["all"], filters=call.query["filter"])
+    return call.engine.ls(stopped=call.query["all"], filters=call.query["filter"])
 
 
 async def inspect(call: Call) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""`cp` for workloads whose tree the kernel can show us: tar work in a thread, bytes handed over with back-pressure.
+"""`cp` for workloads whose tree the kernel can show us: tar work in a thread, bytes handed over with
+back-pressure.
 
 Out of scope: the tar itself and staying inside the root (`kernel.archive`).
 """

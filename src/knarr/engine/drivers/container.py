@@ -109,6 +109,9 @@ class ContainerDriver:
         self._stdin.drop(w.id)
         self._s.network.disconnect(w)
 
+    def _groups(self, w: Workload) -> dict[str, str]:
+        return cgroups.group_paths(self._s.facts.cgroups, self._s.instance, w.id)
+
     # while it runs
 
     async def signal(self, w: Workload, signum: int) -> None:
@@ -150,15 +153,15 @@ class ContainerDriver:
             os.close(master)
 
     async def stats(self, w: Workload) -> Stats:
-        numbers = cgroups.stats(self._groups(w))
+        usage = cgroups.usage(self._groups(w))
         received, sent = _traffic(w)
         return Stats(
-            cpu_ns=numbers.cpu_ns,
-            memory=numbers.memory,
+            cpu_ns=usage.cpu_ns or 0,
+            memory=usage.memory or 0,
             memory_limit=w.spec.resources.memory or 0,
-            pids=numbers.pids,
-            read_bytes=numbers.read_bytes,
-            write_bytes=numbers.write_bytes,
+            pids=usage.pids or 0,
+            read_bytes=usage.block_read or 0,
+            write_bytes=usage.block_written or 0,
             rx_bytes=received,
             tx_bytes=sent,
         )
@@ -169,9 +172,7 @@ class ContainerDriver:
         async with AsyncExitStack() as stack:
             return await archives.stat_path(await self._root(w, stack), w.name, path)
 
-    async def archive_get(
-        self, w: Workload, path: str, write: Callable[[bytes], Awaitable[None]]
-    ) -> None:
+    async def archive_get(self, w: Workload, path: str, write: Callable[[bytes], Awaitable[None]]) -> None:
         async with AsyncExitStack() as stack:
             await archives.get(await self._root(w, stack), w.name, path, write)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from knarr.engine.driver import STDERR, STDOUT
 from knarr.engine.drivers.pipes import Reader, Writer, set_size
@@ -50,9 +50,8 @@ class ContainerExec:
             for stream, reader in self._readers:
                 self._pending[asyncio.ensure_future(reader.read())] = stream, reader
             self._readers = []
-            done, _ = await asyncio.wait(
-                (*self._pending, self._ended), return_when=asyncio.FIRST_COMPLETED
-            )
+            waiting: list[asyncio.Future[Any]] = [*self._pending, self._ended]
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             task = next((task for task in self._pending if task in done), None)
             if task is None:
                 return await self._rest()
