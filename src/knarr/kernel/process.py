@@ -11,10 +11,13 @@ import fcntl
 import os
 import signal
 import struct
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from knarr.kernel import fds as descriptors
 from knarr.kernel import libc, namespaces, paths
+
+if TYPE_CHECKING:
+    import socket
 
 CLONE_INTO_CGROUP = 0x200000000
 
@@ -190,7 +193,7 @@ def execute(
     argv: tuple[str, ...],
     env: tuple[str, ...],
     numbers: dict[int, int],
-    control: int,
+    control: int | socket.socket,
     *,
     reaper: int | None = None,
 ) -> NoReturn:
@@ -207,14 +210,15 @@ def execute(
     top = max(wanted, default=2) + 1
     if reaper is not None:
         wanted[top] = reaper
-    kept = descriptors.arrange(wanted, control)
+    number = control if isinstance(control, int) else control.fileno()
+    kept = descriptors.arrange(wanted, number)
     try:
         if reaper is None:
             os.execve(program, argv, _environment(env))
         os.set_inheritable(top, False)
         _execveat(top, ("knarr-init", program, *argv), env)
     finally:
-        os.dup2(kept, control, inheritable=False)
+        os.dup2(kept, number, inheritable=False)
     raise AssertionError("unreachable")
 
 

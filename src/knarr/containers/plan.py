@@ -1,0 +1,365 @@
+"""The container wall's planner: from a workload's values to the steps that start it. Pure: no I/O, no root.
+
+The default is Docker's posture (14 capabilities, its system call filter, masked and read-only paths);
+`privileged` and the hardened profile differ by rows of tables (`containers.security`). Out of scope: executing
+anything (`kernel.steps`, the keeper) and choosing values (the engine).
+"""
+
+from __future__ import annotations
+
+import base64
+import os.path
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from knarr.kernel import cgroups, mounts, namespaces, seccomp, steps
+from knarr.kernel.plan import Plan, Step
+from knarr.model.errors import Invalid, Unsupported
+from knarr.model.workload import (
+    Mount,
+    MountKind,
+    NetworkMode,
+    Process,
+    Resources,
+    Security,
+)
+
+if TYPE_CHECKING:
+    from knarr.kernel.facts import HostFacts
+    from knarr.model.resource import RootFs
+
+from knarr.containers.security import (
+    MASKED,
+    READ_ONLY,
+    capabilities_for,
+    device_rules,
+)
+
+__all__ = ["ContainerInput", "capabilities_for", "groups", "plan", "plan_exec"]
+
+_STREAMS = {"stdin": 0, "stdout": 1, "stderr": 2}
+_NODEV = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
+_LINKS = (
+    ("pts/ptmx", "/dev/ptmx"),
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+    ("/proc/kcore", "/dev/core"),
+)
+_TMPFS_FLAGS = {
+    "noexec": mounts.MOUNT_ATTR_NOEXEC,
+    "nosuid": mounts.MOUNT_ATTR_NOSUID,
+    "nodev": mounts.MOUNT_ATTR_NODEV,
+    "ro": mounts.MOUNT_ATTR_RDONLY,
+    "exec": 0,
+    "suid": 0,
+    "dev": 0,
+    "rw": 0,
+    "relatime": 0,
+    "noatime": 0x10,
+}
+_TMPFS_OPTIONS = frozenset({"size", "mode", "uid", "gid", "nr_inodes", "nr_blocks"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContainerInput:
+    """Everything the plan depends on."""
+
+    id: str
+    instance: str
+    run: str
+    dir: str
+    """ROOT/workloads/<id>, with `upper` and `work` in it"""
+    rootfs: RootFs
+    process: Process
+    hostname: str
+    facts: HostFacts
+    mounts: tuple[Mount, ...] = ()
+    read_only: bool = False
+    network: NetworkMode = NetworkMode.BRIDGE
+    resources: Resources = field(default_factory=Resources)
+    security: Security = field(default_factory=Security)
+    etc_files: dict[str, str] = field(default_factory=dict)
+    """where in the container → file on the host"""
+
+
+def groups(facts: HostFacts, instance: str, workload: str) -> dict[str, str]:
+    """The workload's control groups, for `kernel.cgroups.stats` and its like."""
+    return cgroups.group_paths(facts.cgroups, instance, workload)
+
+
+def plan(given: ContainerInput) -> Plan:
+    """The launch of a container. Raises `Invalid` or `Unsupported` for what can't be."""
+    inside = (
+        *_namespace_steps(given),
+        *_root_steps(given),
+        *_mount_steps(given),
+        *_terminal_steps(given.process),
+        *_finish_steps(given),
+        *_identity_steps(given.process, given.facts),
+    )
+    return Plan(
+        outside=_outside_steps(given),
+        clone_flags=_clone_flags(given),
+        inside=inside,
+        fds=dict(_STREAMS),
+        argv=given.process.args,
+        env=given.process.env,
+    )
+
+
+def plan_exec(given: ContainerInput, process: Process, pid: int) -> Plan:
+    """A further process in a running container, whose first process is `pid`.
+
+    The keeper hands in that process' pidfd as `pid`; the child is born in its pid namespace, so the keeper is
+    its parent, joins its groups and every other namespace at once, and is then treated as the first one was.
+    """
+    del pid
+    layout = given.facts.cgroups
+    paths = groups(given.facts, given.instance, given.id)
+    outside: tuple[Step, ...] = ()
+    enter: tuple[Step, ...] = ()
+    if layout.version == 2:
+        outside = (steps.CgroupOpen(group=paths[cgroups.V2]),)
+    elif layout.version == 1:
+        enter = (steps.CgroupEnter(files=cgroups.entry_files(layout, paths)),)
+    flags = namespaces.CLONE_NEWNS | namespaces.CLONE_NEWUTS | namespaces.CLONE_NEWIPC
+    flags |= namespaces.CLONE_NEWCGROUP if layout.version else 0
+    flags |= 0 if given.network is NetworkMode.HOST else namespaces.CLONE_NEWNET
+    inside = (
+        steps.Guard(),
+        *enter,
+        steps.SetNs(fd="pid", flags=flags),
+        *_terminal_steps(process, console=False),
+        steps.Chdir(path=process.cwd),
+        *_identity_steps(process, given.facts),
+    )
+    return Plan(
+        outside=outside,
+        join="pid",
+        inside=inside,
+        fds=dict(_STREAMS),
+        argv=process.args,
+        env=process.env,
+    )
+
+
+def _outside_steps(given: ContainerInput) -> tuple[Step, ...]:
+    root = given.rootfs
+    image = steps.MountImage(tree_id=root.tree_id, tree=root.tree, pool=root.pool)
+    layout = given.facts.cgroups
+    if not layout.version:
+        _refuse_limits(given.resources)
+        return (image,)
+    paths = groups(given.facts, given.instance, given.id)
+    files = cgroups.limits(layout, paths, given.resources)
+    if "devices" in paths and not given.security.privileged:
+        files = (*device_rules(paths["devices"]), *files)
+    group = steps.CgroupCreate(
+        groups=tuple(dict.fromkeys(paths.values())),
+        parent_files=cgroups.parent_files(layout, given.instance),
+        files=files,
+        descriptor=layout.version == 2,
+    )
+    return (image, group)
+
+
+def _refuse_limits(resources: Resources) -> None:
+    if resources != Resources():
+        raise Unsupported(
+            "container: this host has no control groups to hold limits",
+            hint="mount cgroup2 at /sys/fs/cgroup, or use --isolation microvm",
+        )
+
+
+def _clone_flags(given: ContainerInput) -> int:
+    flags = (
+        namespaces.CLONE_NEWNS | namespaces.CLONE_NEWUTS | namespaces.CLONE_NEWIPC | namespaces.CLONE_NEWPID
+    )
+    if given.facts.cgroups.version == 2:
+        # with CLONE_INTO_CGROUP the new cgroup namespace starts at the new group
+        flags |= namespaces.CLONE_NEWCGROUP
+    return flags | (namespaces.CLONE_NEWNET if given.network is NetworkMode.NONE else 0)
+
+
+def _namespace_steps(given: ContainerInput) -> list[Step]:
+    layout = given.facts.cgroups
+    found: list[Step] = [steps.Guard()]
+    if layout.version == 1:
+        paths = groups(given.facts, given.instance, given.id)
+        found.append(steps.CgroupEnter(files=cgroups.entry_files(layout, paths)))
+        # after the move, so that the namespace's root is the workload's own group
+        found.append(steps.Unshare(flags=namespaces.CLONE_NEWCGROUP))
+    if given.network is NetworkMode.BRIDGE:
+        found.append(steps.SetNs(fd="netns", flags=namespaces.CLONE_NEWNET))
+    elif given.network is NetworkMode.NONE:
+        found.append(steps.LoopbackUp())
+    if given.process.init:
+        found.append(steps.InitProgram(path=given.facts.init))
+    return found
+
+
+def _root_steps(given: ContainerInput) -> list[Step]:
+    sources: list[Step] = [
+        steps.OpenSource(name=name, path=source, recursive=recursive)
+        for name, source, recursive in _sources(given)
+    ]
+    target = os.path.join(given.dir, "work")
+    return [
+        steps.MakePrivate(),
+        *sources,
+        steps.Overlay(
+            lower=os.path.join(given.run, "images", given.rootfs.tree_id),
+            upper=os.path.join(given.dir, "upper"),
+            work=target,
+            # any folder serves as the place of a moment; nothing looks below it once it is the root
+            target=target,
+        ),
+        steps.PivotRoot(target=target),
+    ]
+
+
+def _sources(given: ContainerInput) -> list[tuple[str, str, bool]]:
+    """(descriptor, host path, recursive)"""
+    found = [
+        (f"mount{index}", mount.source or "", "bind-nonrecursive" not in mount.options)
+        for index, mount in _ordered(given.mounts)
+        if mount.kind is not MountKind.TMPFS
+    ]
+    return found + [(f"etc{index}", source, False) for index, source in enumerate(given.etc_files.values())]
+
+
+def _ordered(wanted: tuple[Mount, ...]) -> list[tuple[int, Mount]]:
+    """Outer targets first, else as given."""
+    return sorted(enumerate(wanted), key=lambda item: os.path.normpath(item[1].target).count("/"))
+
+
+def _mount_steps(given: ContainerInput) -> list[Step]:
+    privileged = given.security.privileged
+    return [
+        steps.MountFs(kind="proc", target="/proc", flags=_NODEV),
+        steps.MountFs(
+            kind="tmpfs",
+            target="/dev",
+            flags=mounts.MS_NOSUID | mounts.MS_STRICTATIME,
+            data="mode=755,size=65536k",
+        ),
+        steps.Devices(),
+        *([steps.Nodes(nodes=given.facts.devices)] if privileged else []),
+        steps.Folders(paths=("/dev/pts", "/dev/shm", "/dev/mqueue")),
+        steps.MountFs(
+            kind="devpts",
+            target="/dev/pts",
+            flags=mounts.MS_NOSUID | mounts.MS_NOEXEC,
+            data="newinstance,ptmxmode=0666,mode=0620,gid=5",
+        ),
+        steps.MountFs(
+            kind="tmpfs", source="shm", target="/dev/shm", flags=_NODEV, data="mode=1777,size=65536k"
+        ),
+        steps.MountFs(kind="mqueue", target="/dev/mqueue", flags=_NODEV),
+        steps.Symlinks(links=_LINKS),
+        steps.MountFs(kind="sysfs", target="/sys", flags=_NODEV | (0 if privileged else mounts.MS_RDONLY)),
+        *_cgroup_mounts(given.facts.cgroups, read_only=not privileged),
+        *(_user_mount(index, mount) for index, mount in _ordered(given.mounts)),
+        *(steps.Bind(fd=f"etc{index}", target=target) for index, target in enumerate(given.etc_files)),
+    ]
+
+
+def _cgroup_mounts(layout: cgroups.Layout, *, read_only: bool) -> list[Step]:
+    if not layout.version:
+        return []
+    by_place: dict[str, list[str]] = {}
+    for controller, place in layout.roots.items():
+        by_place.setdefault(place, []).append(controller)
+    hierarchies = tuple((os.path.basename(place), ",".join(found)) for place, found in by_place.items())
+    return [steps.CgroupMounts(hierarchies=hierarchies if layout.version == 1 else (), read_only=read_only)]
+
+
+def _user_mount(index: int, mount: Mount) -> Step:
+    _check_target(mount.target)
+    if mount.kind is MountKind.TMPFS:
+        return _tmpfs(mount)
+    chosen = [option for option in mount.options if option in steps.PROPAGATION]
+    return steps.Bind(
+        fd=f"mount{index}",
+        target=mount.target,
+        read_only=mount.read_only,
+        propagation=chosen[0] if chosen else "rprivate",
+    )
+
+
+def _check_target(target: str) -> None:
+    if not target.startswith("/") or "\0" in target:
+        raise Invalid(f"mount target {target!r} is not an absolute path")
+    if os.path.normpath(target) == "/":
+        raise Invalid("nothing can be mounted at '/'", hint="name a folder below it")
+
+
+def _tmpfs(mount: Mount) -> Step:
+    attributes = _TMPFS_FLAGS["nosuid"] | _TMPFS_FLAGS["nodev"] | _TMPFS_FLAGS["noexec"]
+    options: list[str] = []
+    for option in mount.options:
+        key = option.partition("=")[0]
+        if option in _TMPFS_FLAGS:
+            attributes |= _TMPFS_FLAGS[option]
+            # `exec`, `suid`, `dev`, `rw` take their opposite back
+            attributes &= ~(
+                _TMPFS_FLAGS.get(f"no{option}", 0) | (_TMPFS_FLAGS["ro"] if option == "rw" else 0)
+            )
+        elif key in _TMPFS_OPTIONS:
+            options.append(option)
+        else:
+            raise Invalid(
+                f"tmpfs option {option!r} is unknown",
+                hint=f"one of {', '.join(sorted(_TMPFS_OPTIONS | set(_TMPFS_FLAGS)))}",
+            )
+    if mount.read_only:
+        attributes |= _TMPFS_FLAGS["ro"]
+    return steps.Tmpfs(target=mount.target, options=tuple(options), attributes=attributes)
+
+
+def _terminal_steps(process: Process, *, console: bool = True) -> list[Step]:
+    if not process.tty:
+        return []
+    columns, rows = process.tty_size if len(process.tty_size) == 2 else (0, 0)
+    return [steps.Pty(columns=columns, rows=rows, console=console)]
+
+
+def _finish_steps(given: ContainerInput) -> list[Step]:
+    found: list[Step] = [steps.Sethostname(name=given.hostname)]
+    if given.network is not NetworkMode.HOST:
+        # as dockerd does: low ports and ping need no capability inside
+        values = (("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647"))
+        found.append(steps.Sysctl(values=values, optional=True))
+    # made when missing, so before the root may become read-only
+    found.append(steps.Chdir(path=given.process.cwd))
+    if not given.security.privileged:
+        found.append(steps.ReadOnlyPaths(paths=READ_ONLY))
+        found.append(steps.Mask(paths=(*MASKED, *given.facts.thermal)))
+    if given.read_only:
+        found.append(steps.ReadOnlyRoot())
+    return found
+
+
+def _identity_steps(process: Process, facts: HostFacts) -> list[Step]:
+    """Who the program is and what it may do. The order matters: see `kernel.steps_process`."""
+    keep = tuple(name for name in process.capabilities if name in facts.capabilities)
+    found: list[Step] = [steps.ResolveUser(user=process.user, groups=process.groups)]
+    if process.rlimits:
+        limits = tuple((limit.name, limit.soft, limit.hard) for limit in process.rlimits)
+        found.append(steps.Rlimits(limits=limits))
+    filters = _filter(process, facts)
+    if not process.no_new_privileges:
+        found += filters
+    found += [steps.BoundingSet(keep=keep), steps.SetIds(), steps.Capabilities(keep=keep)]
+    if process.no_new_privileges:
+        found += [steps.NoNewPrivs(), *filters]
+    return found
+
+
+def _filter(process: Process, facts: HostFacts) -> list[Step]:
+    if not process.seccomp:
+        return []
+    program = seccomp.default_filter(frozenset(process.capabilities), facts.architecture)
+    return [steps.Seccomp(program=base64.b64encode(program).decode())]

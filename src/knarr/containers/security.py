@@ -1,0 +1,84 @@
+"""Tables of the container wall's security profiles. The default is Docker's, row by row.
+
+Out of scope: the system call list (`kernel.seccomp_profile`).
+"""
+
+from __future__ import annotations
+
+from knarr.kernel import caps
+from knarr.model.errors import Invalid
+from knarr.model.workload import Security, SecurityProfile
+
+_HARDENED = (
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+)
+_PROFILES = {
+    SecurityProfile.DEFAULT: (*_HARDENED, "MKNOD", "NET_RAW", "AUDIT_WRITE"),
+    SecurityProfile.HARDENED: _HARDENED,
+}
+
+MASKED = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+_DEVICES = (
+    # nodes may be made, which is harmless, but only these opened
+    "c *:* m",
+    "b *:* m",
+    "c 1:3 rwm",
+    "c 1:5 rwm",
+    "c 1:7 rwm",
+    "c 1:8 rwm",
+    "c 1:9 rwm",
+    "c 5:0 rwm",
+    "c 5:1 rwm",
+    "c 5:2 rwm",
+    "c 136:* rwm",
+)
+
+
+def capabilities_for(security: Security) -> tuple[str, ...]:
+    """docker's arithmetic: the profile, minus `cap_drop`, plus `cap_add`; ALL means all. Raises `Invalid`."""
+    if security.privileged:
+        return tuple(caps.NAMES)
+    add, drop = (_normal(names) for names in (security.cap_add, security.cap_drop))
+    base = tuple(caps.NAMES) if "ALL" in add else _PROFILES[security.profile]
+    if "ALL" in drop:
+        base = tuple(caps.NAMES) if "ALL" in add else ()
+    kept = {name for name in base if name not in drop} | (add - {"ALL"})
+    return tuple(name for name in caps.NAMES if name in kept)
+
+
+def device_rules(group: str) -> tuple[tuple[str, str], ...]:
+    """(file, value) for a v1 devices group."""
+    return ((f"{group}/devices.deny", "a"), *((f"{group}/devices.allow", rule) for rule in _DEVICES))
+
+
+def _normal(names: tuple[str, ...]) -> frozenset[str]:
+    found = {name.upper().removeprefix("CAP_") for name in names}
+    for name in sorted(found - {"ALL"}):
+        if name not in caps.NUMBERS:
+            raise Invalid(f"capability {name!r} is unknown", hint="such as NET_ADMIN; see capabilities(7)")
+    return frozenset(found)
