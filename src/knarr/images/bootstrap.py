@@ -368,9 +368,10 @@ class _Words:
             self._position += len(data)
             *lines, self._rest = (self._rest + data).split(b"\n")
             for line in lines:
-                self._take(line.decode("utf-8", "replace").rpartition("\r")[2].strip())
+                self._take(line.decode("ascii", "replace").rpartition("\r")[2].strip())
 
     def _take(self, line: str) -> None:
+        line = "".join(letter if letter.isprintable() else " " for letter in line)
         if line.startswith("I: ") and "/" not in line:
             self._progress.update(self._item, line[3:].removesuffix("..."), 0, None)
         elif line:

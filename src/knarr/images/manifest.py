@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -37,6 +38,9 @@ MAX_MANIFEST: Final = 4 << 20
 """the size that the distribution specification asks registries to take"""
 MAX_CONFIG: Final = 8 << 20
 MAX_LAYERS: Final = 512
+_PLATFORM_KEYS = ("os", "architecture", "variant")
+_WORD = re.compile(r"[A-Za-z0-9._-]{0,60}", re.ASCII)
+_BROKEN = "the image's source is broken"
 _MAX_ENTRIES = 1024
 _MAX_DEPTH = 64
 _MAX_NESTING = 3
@@ -75,9 +79,7 @@ def sha256(data: bytes) -> str:
 def check_blob(what: str, data: bytes, digest: str, size: int | None = None) -> None:
     """Raises `Invalid` if these are not the bytes that were promised."""
     if size is not None and len(data) != size:
-        raise Invalid(
-            f"{what} has {len(data)} bytes, {size} were promised", hint="the image's source is broken"
-        )
+        raise Invalid(f"{what} has {len(data)} bytes, {size} were promised", hint=_BROKEN)
     algorithm, _, expected = digest.partition(":")
     if hashlib.new(algorithm, data).hexdigest() != expected:
         raise Invalid(
@@ -93,11 +95,9 @@ def parse_json(what: str, data: bytes, limit: int) -> dict[str, Any]:
         value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise Invalid(
-            f"{what} is not valid JSON: {reason[:200]}", hint="the image's source is broken"
-        ) from error
+        raise Invalid(f"{what} is not valid JSON: {reason[:200]}", hint=_BROKEN) from error
     if not isinstance(value, dict):
-        raise Invalid(f"{what} is not a JSON object", hint="the image's source is broken")
+        raise Invalid(f"{what} is not a JSON object", hint=_BROKEN)
     _check_depth(what, value)
     return value
 
@@ -137,21 +137,21 @@ def parse(what: str, data: bytes, media_type: str = "") -> Manifest | Index:
     lowered = {key.lower(): key for key in body}
     for key in ("mediaType", "schemaVersion", "config", "layers", "manifests"):
         if lowered.get(key.lower(), key) != key:
-            raise Invalid(
-                f"{what} spells {key!r} as {lowered[key.lower()]!r}", hint="the image's source is broken"
-            )
+            raise Invalid(f"{what} spells {key!r} as {lowered[key.lower()]!r}", hint=_BROKEN)
     if body.get("schemaVersion") == 1 or media_type.startswith(_SCHEMA1):
         raise Unsupported(
             f"{what} is in the old schema 1", hint="push the image again with a tool of this decade"
         )
     if body.get("schemaVersion") != 2:
-        raise Invalid(f"{what} has no schema version 2", hint="the image's source is broken")
+        raise Invalid(f"{what} has no schema version 2", hint=_BROKEN)
     kind = _kind(what, body, media_type)
     return _index(what, body) if kind in INDEXES else _manifest(what, body)
 
 
 def _kind(what: str, body: dict[str, Any], media_type: str) -> str:
     inner = body.get("mediaType", "")
+    if not isinstance(inner, str):
+        raise Invalid(f"{what} has a media type that is no text", hint=_BROKEN)
     is_index = "manifests" in body
     if is_index and ({"config", "layers", "fsLayers"} & set(body)):
         raise Invalid(
@@ -184,9 +184,7 @@ def _manifest(what: str, body: dict[str, Any]) -> Manifest:
             hint="it may be a chart or a signature",
         )
     if config.size > MAX_CONFIG:
-        raise Invalid(
-            f"{what} has a config larger than {MAX_CONFIG} bytes", hint="the image's source is broken"
-        )
+        raise Invalid(f"{what} has a config larger than {MAX_CONFIG} bytes", hint=_BROKEN)
     layers = tuple(parse_descriptor(what, layer) for layer in _list(what, body, "layers", MAX_LAYERS))
     for layer in layers:
         _check_layer(what, layer)
@@ -208,32 +206,26 @@ def _check_layer(what: str, layer: Descriptor) -> None:
 def _list(what: str, body: dict[str, Any], key: str, limit: int) -> list[Any]:
     value = body.get(key)
     if not isinstance(value, list):
-        raise Invalid(f"{what} has no list {key!r}", hint="the image's source is broken")
+        raise Invalid(f"{what} has no list {key!r}", hint=_BROKEN)
     if len(value) > limit:
-        raise Invalid(
-            f"{what} has {len(value)} {key}, more than {limit}", hint="the image's source is broken"
-        )
+        raise Invalid(f"{what} has {len(value)} {key}, more than {limit}", hint=_BROKEN)
     return value
 
 
 def parse_descriptor(what: str, value: Any) -> Descriptor:
     """Raises `Invalid` on anything but a media type, a lower case sha256 digest and a size."""
     if not isinstance(value, dict):
-        raise Invalid(f"{what} has a descriptor that is not an object", hint="the image's source is broken")
+        raise Invalid(f"{what} has a descriptor that is not an object", hint=_BROKEN)
     media_type, digest, size = value.get("mediaType"), value.get("digest"), value.get("size")
     if not isinstance(media_type, str) or not isinstance(digest, str):
-        raise Invalid(
-            f"{what} has a descriptor without media type or digest", hint="the image's source is broken"
-        )
+        raise Invalid(f"{what} has a descriptor without media type or digest", hint=_BROKEN)
     check_digest(digest)
     if not digest.startswith("sha256:"):
         raise Unsupported(
             f"{what} uses {digest.partition(':')[0]}", hint="only sha256 contents can be stored"
         )
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= _MAX_LAYER:
-        raise Invalid(
-            f"{what} has a descriptor of the size {str(size)[:30]!r}", hint="the image's source is broken"
-        )
+        raise Invalid(f"{what} has a descriptor of the size {str(size)[:30]!r}", hint=_BROKEN)
     notes = value.get("annotations")
     return Descriptor(
         media_type=media_type,
@@ -249,8 +241,9 @@ def parse_descriptor(what: str, value: Any) -> Descriptor:
 def _platform(value: Any) -> Platform | None:
     if not isinstance(value, dict):
         return None
-    parts = [value.get(key) or "" for key in ("os", "architecture", "variant")]
-    return Platform(*(str(part)[:60] for part in parts))
+    parts = [value.get(key) or "" for key in _PLATFORM_KEYS]
+    # these words end up in messages, on terminals
+    return Platform(*(str(part) if _WORD.fullmatch(str(part)) else "unknown" for part in parts))
 
 
 Fetch = Callable[[Descriptor], bytes]
@@ -294,14 +287,15 @@ def check_config(what: str, config: bytes, layers: int, platform: Platform | Non
     rootfs = body.get("rootfs")
     diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     if not isinstance(diff_ids, list) or not all(isinstance(one, str) and is_digest(one) for one in diff_ids):
-        raise Invalid(f"the config of {what} has no list of diff ids", hint="the image's source is broken")
+        raise Invalid(f"the config of {what} has no list of diff ids", hint=_BROKEN)
     if len(diff_ids) != layers:
         raise Invalid(
             f"the config of {what} names {len(diff_ids)} layers, there are {layers}",
-            hint="the image's source is broken",
+            hint=_BROKEN,
         )
-    made = Platform(
-        str(body.get("os") or "linux"), str(body.get("architecture") or ""), str(body.get("variant") or "")
+    made = (
+        _platform({"os": "linux", **{key: body[key] for key in _PLATFORM_KEYS if body.get(key)}})
+        or host_platform()
     )
     if made.architecture and not (platform or host_platform()).runs(made):
         raise platform_error(what, made, platform)

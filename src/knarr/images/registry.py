@@ -13,7 +13,7 @@ import threading
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from knarr.images import auth, manifest, transport
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from knarr.images.auth import Credentials
     from knarr.images.manifest import Descriptor
 
-PARALLEL_LAYERS: Final = 3
 _HUB_HOST = "registry-1.docker.io"
 _ACCEPT = ", ".join(sorted(manifest.INDEXES | manifest.MANIFESTS))
 _TRIES = 5

@@ -201,7 +201,7 @@ def test_ids_and_random_names():
 
 def test_few_modules_are_loaded():
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import __future__, re, dataclasses; before = set(sys.modules);"
+        "import sys; sys.path.insert(0, sys.argv[1]); import __future__, re, dataclasses, typing; before = set(sys.modules);"
         "import knarr.model.names; print(*sorted(set(sys.modules) - before))"
     )
     source = names.__file__.removesuffix("knarr/model/names.py")
