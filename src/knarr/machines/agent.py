@@ -12,11 +12,13 @@ import os
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from knarr.machines import wire
 from knarr.machines.wire import Event, FromGuest, State, ToGuest
 from knarr.model.errors import Conflict, Failed, KnarrError, NotFound, Unavailable
 
+T = TypeVar("T")
 _READ_SIZE = 65536
 _QUEUE_HIGH = 256 << 10
 
@@ -40,6 +42,10 @@ class Session:
         self.exit_code: int | None = None
         self.reply: bytes | None = None
         self.error: KnarrError | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.exit_code is not None
 
     def on_event(self, event: Event) -> None:
         if event.kind is FromGuest.DATA:
@@ -68,7 +74,7 @@ class Session:
     async def read(self) -> tuple[int, bytes] | None:
         """(1 | 2, bytes); None at the end of both streams."""
         while not self._output:
-            if self.exit_code is not None:
+            if self.ended:
                 return None
             await self._step()
         stream, data = self._output.popleft()
@@ -82,7 +88,7 @@ class Session:
     async def write(self, data: bytes) -> None:
         """Waits for the reader inside; what a process that is gone would have read is dropped."""
         view = memoryview(data)
-        while view and self.exit_code is None:
+        while view and not self.ended:
             if self._credit <= 0:
                 await self._step()
                 continue
@@ -112,7 +118,7 @@ class Session:
         return wire.unpack_records(self.reply or b"")
 
     async def close(self) -> None:
-        if self.exit_code is None and self.error is None and self.reply is None:
+        if not self.ended and self.error is None and self.reply is None:
             self._agent.post(ToGuest.CLOSE, self._number)
         self._agent.forget(self._number)
 
@@ -127,11 +133,14 @@ class Session:
             await self._step()
 
     async def _step(self) -> None:
-        if self.error is not None:
-            raise self.error
+        self._raise_failure()
         self._changed.clear()
         await self._changed.wait()
-        if self.error is not None and not self._output:
+        if not self._output:
+            self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self.error is not None:
             raise self.error
 
 
@@ -196,7 +205,7 @@ class Agent:
             output.extend(data)
 
         await self.archive("lstat", path, collect)
-        numbers, name, target = (bytes(output).split(b"\0") + [b"", b""])[:3]
+        numbers, name, target = [*bytes(output).split(b"\0"), b"", b""][:3]
         fields = numbers.split()
         if len(fields) != 3 or not all(field.removeprefix(b"-").isdigit() for field in fields):
             raise Failed("the guest's agent broke the protocol: a file's status")
@@ -362,12 +371,12 @@ class Agent:
         _resolve(self._hello, State(payload[1]))
 
 
-def _resolve(future: asyncio.Future[object] | asyncio.Future[None], value: object) -> None:
+def _resolve(future: asyncio.Future[T], value: T) -> None:
     if not future.done():
-        future.set_result(value)  # type: ignore[arg-type]
+        future.set_result(value)
 
 
-def _retrieve(future: asyncio.Future[object] | asyncio.Future[None]) -> None:
+def _retrieve(future: asyncio.Future[T]) -> None:
     """A failure that nobody waits for is not worth a warning."""
     if not future.cancelled():
         future.exception()

@@ -1,7 +1,7 @@
-"""The host's time stamp counter in kHz: a guest under TCG must be told, or its calibration hangs under load.
+"""The host's time stamp counter in kHz: told to guests under TCG, whose own calibration hangs under load.
 
-TCG's rdtsc counts host ticks. /proc/cpuinfo's MHz is today's clock of a core, not the counter's rate, so it is
-measured against CLOCK_MONOTONIC_RAW.
+TCG's rdtsc counts host ticks. /proc/cpuinfo's MHz is today's clock of a core, not the counter's rate, so
+it is measured against CLOCK_MONOTONIC_RAW.
 """
 
 from __future__ import annotations

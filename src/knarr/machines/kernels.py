@@ -1,8 +1,8 @@
-"""Kernels for guests: the distribution's stock cloud kernel, fetched as a package and unpacked into ROOT only.
+"""Kernels for guests: the distribution's stock cloud kernel, a package unpacked into ROOT only.
 
 ROOT/kernels/<version>/ holds vmlinux, modules/<name>.ko (uncompressed, only those the agent loads) and
-initramfs-<hash>.cpio for each version of the agent. Folders appear by rename, so a half-fetched kernel is never
-seen. Out of scope: the guest's command line (`machines.plan`). Nothing is installed on the host.
+initramfs-<hash>.cpio for each version of the agent. Folders appear by rename, so a half-fetched kernel is
+never seen. Out of scope: the guest's command line (`machines.plan`). Nothing is installed on the host.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class KernelStore:
         return self._guest_kernel(version)
 
     def bring(self, path: str) -> GuestKernel:
-        """A kernel of the user's own (`--kernel`): modules from a folder beside it or from the host's, if any."""
+        """A kernel of the user's own (`--kernel`): modules from beside it, or the host's."""
         try:
             with open(path, "rb") as file:
                 content = file.read(vmlinux.MAX_VMLINUX)

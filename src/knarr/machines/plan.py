@@ -1,4 +1,4 @@
-"""The launch plan of a microVM: QEMU's command line, its descriptors, its jail. Pure: facts come in as values.
+"""The launch plan of a microVM: QEMU's command line, its descriptors, its jail. Pure.
 
 The device list is the template's (docs/architecture.md section 8): one virtio-serial with named ports, the
 disks in a fixed order, then the network card, then folders. Every file is a descriptor, because the jailed
@@ -26,8 +26,8 @@ NULL, OUT, ERR, CONTROL, QMP, STDIN, STDOUT, STDERR, STATUS, CONSOLE, TREE, MAP,
 FOLDERS = 20
 
 _KERNEL_OPTIONS = (
-    "quiet no_timer_check tsc=reliable cryptomgr.notests rcupdate.rcu_expedited=1 random.trust_cpu=on nokaslr "
-    "panic=-1 reboot=t console=ttyS0"
+    "quiet no_timer_check tsc=reliable cryptomgr.notests rcupdate.rcu_expedited=1 random.trust_cpu=on "
+    "nokaslr panic=-1 reboot=t console=ttyS0"
 )
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -120,7 +120,7 @@ def _accelerator(accel: str) -> tuple[str, ...]:
 
 
 def _memory_backend(memory: int, *, shared: bool) -> tuple[str, ...]:
-    # virtiofsd maps the guest's memory, so only shared memory is right for it; the modern virtio-mmio is its demand
+    # virtiofsd maps the guest's memory, so it must be shared; the modern virtio-mmio is its demand
     if not shared:
         return ()
     backend = f"memory-backend-memfd,id=ram,size={memory}M,share=on"
@@ -133,7 +133,7 @@ def _file_chardev(name: str, number: int) -> str:
 
 
 def _ports(machine: MachineInput) -> tuple[str, ...]:
-    """Stream ports write straight into the pipes a container would write to; a full pipe holds the guest up."""
+    """Stream ports write straight into the pipes a container would; a full one holds the guest up."""
     ports = [
         ("control", f"socket,id=control,fd={CONTROL}", 0),
         ("status", _file_chardev("status", STATUS), STATUS),
@@ -153,12 +153,12 @@ def _ports(machine: MachineInput) -> tuple[str, ...]:
 
 def _disks() -> tuple[str, ...]:
     """/dev/vda the tree, /dev/vdb the image's view of the pool, /dev/vdc the writable layer."""
-    fdsets = ("-add-fd", f"fd={TREE},set={TREE}", "-add-fd", f"fd={MAP},set={MAP}")
-    fdsets += ("-add-fd", f"fd={POOL},set={POOL}", "-add-fd", f"fd={UPPER},set={UPPER}")
+    found: list[str] = []
+    for number in (TREE, MAP, POOL, UPPER):
+        found += ["-add-fd", f"fd={number},set={number}"]
     tree = f"driver=raw,node-name=tree,read-only=on,{_file('file', TREE)}"
     pool = f"driver=qcow2,node-name=pool,read-only=on,{_file('file', MAP)},{_file('data-file', POOL)}"
     upper = f"driver=raw,node-name=upper,discard=unmap,{_file('file', UPPER)}"
-    found = list(fdsets)
     for node, name in ((tree, "tree"), (pool, "pool"), (upper, "upper")):
         found += ["-blockdev", node, "-device", f"virtio-blk-device,drive={name}"]
     return tuple(found)

@@ -9,7 +9,7 @@ import ipaddress
 import os
 import posixpath
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from knarr.model.errors import Invalid
 from knarr.model.resource import Attachment
@@ -67,7 +67,7 @@ class GuestInput:
     privileged: bool = False
     stdin: bool = False
     attachment: Attachment | None = None
-    resources: Resources = Resources()
+    resources: Resources = field(default_factory=Resources)
     etc: tuple[tuple[str, bytes], ...] = ()
     """target inside → content"""
 

@@ -1,4 +1,4 @@
-"""The agent's protocol without I/O: frames and records to bytes, bytes to events. The table is in csrc/agent/wire.h.
+"""The agent's protocol without I/O: bytes from and to messages. The table is in csrc/agent/wire.h.
 
 All that arrives here was said by a guest, so every length is capped and nothing is believed beyond its shape.
 Out of scope: sockets, sessions, waiting (`machines.agent`).

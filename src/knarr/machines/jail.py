@@ -1,0 +1,141 @@
+"""QEMU's minimal root: its binary, the libraries and data files it opens. Built once per version.
+
+ROOT/jails/<hash>/ is never written to by a jailed process: it is mounted read-only. The files are hard links
+where that is possible. Out of scope: entering it (`machines.launch`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+
+from knarr.model.errors import Failed, Unavailable
+
+_LIBRARY = re.compile(r"(?:=>\s*)?(/\S+)\s+\(0x")
+_QEMU_DATA = ("bios-microvm.bin", "pvh.bin", "linuxboot_dma.bin")
+_DATA_FOLDERS = ("/usr/share/qemu", "/usr/share/seabios", "/usr/lib/ipxe/qemu")
+_MODULES = ("accel-tcg-x86_64.so",)
+_FOLDERS = ("kernel", "dev", "tmp", "proc", "share", "single")
+"""mount points: the guest kernel's folder, /dev/kvm, what a folder server exports"""
+_FILES = ("dev/kvm", "single/file")
+_DIRECT_PLACE = "/usr/share/qemu"
+VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Jail:
+    root: str
+    """on the host"""
+    program: str
+    """inside"""
+
+
+def build(root: str, program: str) -> Jail:
+    """A jail for QEMU (a name in PATH) or virtiofsd (a path). Raises `Unavailable` naming the package."""
+    found = shutil.which(program)
+    if found is None:
+        raise Unavailable(f"{program!r} is not installed", hint="apt-get install qemu-system-x86")
+    found = os.path.realpath(found)
+    files = _files(found)
+    jail = os.path.join(root, "jails", _digest(files))
+    if not os.path.isdir(jail):
+        _publish(jail, files)
+    return Jail(root=jail, program=found)
+
+
+def virtiofsd() -> str:
+    """The path of a folder server. Raises `Unavailable`."""
+    for path in VIRTIOFSD:
+        if os.access(path, os.X_OK):
+            return path
+    raise Unavailable("virtiofsd is not installed", hint="apt-get install qemu-system-common")
+
+
+def _files(program: str) -> dict[str, str]:
+    """Place inside → file on the host."""
+    programs = [program]
+    files: dict[str, str] = {}
+    if os.path.basename(program).startswith("qemu-system"):
+        programs += _qemu_modules()
+        files |= _qemu_data()
+    for item in programs:
+        files[item] = item
+        for library in _libraries(item):
+            files[library] = os.path.realpath(library)
+    return files
+
+
+def _libraries(path: str) -> list[str]:
+    done = subprocess.run(("ldd", path), capture_output=True, text=True, timeout=30, check=False)
+    if done.returncode:
+        if "statically" in done.stdout + done.stderr or "not a dynamic" in done.stdout + done.stderr:
+            return []
+        raise Failed(f"the libraries of {path!r} can't be listed: {done.stderr.strip()}")
+    return _LIBRARY.findall(done.stdout)
+
+
+def _qemu_modules() -> list[str]:
+    """Debian builds TCG as a module beside the libraries; where it is built in there is none."""
+    found = []
+    for folder in (f"/usr/lib/{os.uname().machine}-linux-gnu/qemu", "/usr/lib64/qemu", "/usr/lib/qemu"):
+        found += [
+            os.path.join(folder, name) for name in _MODULES if os.path.exists(os.path.join(folder, name))
+        ]
+    return found
+
+
+def _qemu_data() -> dict[str, str]:
+    files = {}
+    for name in _QEMU_DATA:
+        for folder in _DATA_FOLDERS:
+            path = os.path.join(folder, name)
+            if os.path.exists(path):
+                files[os.path.join(_DIRECT_PLACE, name)] = os.path.realpath(path)
+                break
+        else:
+            raise Unavailable(f"QEMU's {name!r} is missing", hint="apt-get install qemu-system-x86 seabios")
+    return files
+
+
+def _digest(files: dict[str, str]) -> str:
+    state = hashlib.sha256()
+    for place, source in sorted(files.items()):
+        status = os.stat(source)
+        state.update(f"{place}\0{source}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return state.hexdigest()[:16]
+
+
+def _publish(jail: str, files: dict[str, str]) -> None:
+    parent = os.path.dirname(jail)
+    os.makedirs(parent, mode=0o700, exist_ok=True)
+    scratch = tempfile.mkdtemp(prefix="tmp-", dir=parent)
+    try:
+        os.chmod(scratch, 0o755)
+        for name in _FOLDERS:
+            os.mkdir(os.path.join(scratch, name), 0o755)
+        for name in _FILES:
+            with open(os.path.join(scratch, name), "wb"):
+                pass
+        for place, source in files.items():
+            target = scratch + place
+            os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+            _link(source, target)
+        try:
+            os.rename(scratch, jail)
+        except OSError:
+            if not os.path.isdir(jail):
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
