@@ -140,8 +140,8 @@ def check_member(member: Member, limits: Limits) -> None:
         raise Invalid(f"layer's archive has a device {member.major}:{member.minor} out of range")
     if member.size > limits.file_bytes:
         raise Invalid(f"layer's archive has a file of {member.size} bytes")
-    if not -(1 << 62) < member.mtime < 1 << 62:
-        # seconds beyond the year 2116 don't fit 64-bit nanoseconds with room to spare
+    if not -(1 << 63) < member.mtime < 1 << 63:
+        # nanoseconds are kept in 64 bits: 1677 to 2262
         raise Invalid("layer's archive has a time out of range")
 
 

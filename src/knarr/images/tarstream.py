@@ -267,7 +267,7 @@ class TarReader:
         self._unread, self._padding = stored, -stored % BLOCK
         if flag == b"S":
             tarfields.apply_gnu_sparse(member, header, self._buffer, self._limits)
-        elif records or b"GNU.sparse.major" in pax:
+        elif records or any(key.startswith(b"GNU.sparse.") for key in pax):
             self._unread -= tarfields.apply_pax_sparse(member, pax, records, self._buffer, self._limits)
         member.stored = self._unread
         tarfields.check_sparse(member, self._limits)

@@ -270,6 +270,8 @@ class Unpacker:
             if member.size:
                 self._content(entry, member, reader)
         elif kind == tarstream.SYMLINK:
+            # Linux has no other mode for them, whatever the archive says
+            entry.mode = stat.S_IFLNK | 0o777
             entry.link = _target(member)
             entry.size = len(entry.link)
         elif kind in (tarstream.CHAR, tarstream.BLOCK_DEVICE):
