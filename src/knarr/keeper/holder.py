@@ -15,6 +15,9 @@ from knarr.model.errors import Failed, Unavailable
 
 _TIMEOUT = 10.0
 
+Words = list[str]
+Fds = list[int]
+
 
 class HolderClient:
     """One connection. Every call raises `Unavailable` when the holder is gone, `Failed` when it refuses."""
@@ -55,14 +58,14 @@ class HolderClient:
         """Close `NAME`, or all that begin with `PREFIX*`; returns how many."""
         return int(self._call(("del", pattern))[0][1])
 
-    def delete_all(self, patterns: list[str]) -> None:
+    def delete_all(self, patterns: Words) -> None:
         for pattern in patterns:
             self._send(("del", pattern), None)
         for _ in patterns:
             self._answer()
 
-    def list(self, prefix: str = "") -> list[str]:
-        names: list[str] = []
+    def list(self, prefix: str = "") -> Words:
+        names: Words = []
         words = ["ok"]
         while words[0] == "ok":
             after = (names[-1],) if names else ()
@@ -109,7 +112,7 @@ class HolderClient:
         except ConnectionError:
             pass
 
-    def _call(self, words: tuple[str, ...], fd: int | None = None) -> tuple[list[str], int | None]:
+    def _call(self, words: tuple[str, ...], fd: int | None = None) -> tuple[Words, int | None]:
         self._send(words, fd)
         answer, received = self._answer()
         _check(words, answer)
@@ -121,7 +124,7 @@ class HolderClient:
         except OSError as error:
             raise self._gone(error) from error
 
-    def _answer(self) -> tuple[list[str], int | None]:
+    def _answer(self) -> tuple[Words, int | None]:
         while True:
             try:
                 words, fds = self._receive()
@@ -131,13 +134,13 @@ class HolderClient:
                 return words, fds[0] if fds else None
             self._unasked(words)
 
-    def _receive(self) -> tuple[list[str], list[int]]:
+    def _receive(self) -> tuple[Words, Fds]:
         data, fds = descriptors.recv_fds(self._socket, 1 << 16, 1)
         if not data:
             raise self._gone(None)
         return protocol.decode_words(data), fds
 
-    def _unasked(self, words: list[str]) -> None:
+    def _unasked(self, words: Words) -> None:
         if words[0] == "exit":
             self.exits.append((int(words[1]), int(words[2])))
 
@@ -146,14 +149,16 @@ class HolderClient:
         return Unavailable(f"the holder of {self._run} does not answer{reason}", hint="knarr daemon start")
 
 
-def listening(holder: HolderClient, run: str, name: str) -> socket.socket:
+def listening(
+    holder: HolderClient, run: str, name: str, kind: int = socket.SOCK_STREAM, backlog: int = 1024
+) -> socket.socket:
     """The listening socket RUN/NAME: the one that the holder keeps, so that clients of a dead owner only wait."""
     held = holder.get(f"sock/{name}")
     if held is not None:
         sock = socket.socket(fileno=held)
     else:
-        sock = descriptors.bind_unix(os.path.join(run, name))
-        sock.listen(128)
+        sock = descriptors.bind_unix(os.path.join(run, name), kind)
+        sock.listen(backlog)
         holder.put(f"sock/{name}", sock.fileno())
     sock.setblocking(False)
     return sock

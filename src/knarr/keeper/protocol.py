@@ -6,6 +6,7 @@ Sockets are SOCK_SEQPACKET, so one send is one message. Out of scope: what the m
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -55,11 +56,9 @@ def widen(sock: socket.socket) -> socket.socket:
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     """One packet of any size with its descriptors; empty at the end. Raises BlockingIOError and other OSErrors."""
-    size = len(sock.recv(1, socket.MSG_PEEK)) and sock.recv_into(
-        bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC
-    )
+    size = sock.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC)
     if size > PACKET:
-        raise OSError(90, f"a packet of {size} bytes")
+        raise OSError(errno.EMSGSIZE, f"a packet of {size} bytes")
     return descriptors.recv_fds(sock, size or 1)
 
 

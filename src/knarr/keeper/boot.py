@@ -1,0 +1,234 @@
+"""An instance's beginning and end: the holder, then its roles; and what runs of it.
+
+Out of scope: the roles' own work; the command line (`keeper.control`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import subprocess
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from knarr.keeper import protocol, roles
+from knarr.keeper.holder import HolderClient, listening
+from knarr.kernel import fds as descriptors
+from knarr.model.errors import Conflict, Denied, Failed, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+native = roles.native
+
+
+def start_instance(root: str, run: str, *, daemon: bool = True) -> dict[str, Any]:
+    """Start what does not run yet; repeating it changes nothing. Returns `instance_status`.
+
+    Raises `Denied` without root's rights, `Conflict` when another instance serves ROOT, `Failed` with the log's name.
+    """
+    root, run = os.path.abspath(root), os.path.abspath(run)
+    _make_folders(root, run)
+    with _only_one(run):
+        holder = _find(run) or _start_holder(root, run)
+        try:
+            for name in (protocol.MOVER, protocol.KEEPER):
+                listening(holder, run, name, socket.SOCK_SEQPACKET).close()
+            wanted = roles.core(root, run)
+            if not daemon:
+                del wanted["daemon"]
+            running = holder.roles()
+            for name, argv in wanted.items():
+                if name not in running:
+                    holder.role(name, argv)
+        finally:
+            holder.close()
+    return instance_status(root, run)
+
+
+def stop_instance(root: str, run: str, *, workloads: bool = False) -> dict[str, Any]:
+    """End everything if no workload lives, or kill them first when `workloads`; else end the daemon only."""
+    root, run = os.path.abspath(root), os.path.abspath(run)
+    holder = _find(run)
+    if holder is None:
+        return {"stopped": False, "workloads": 0}
+    holder.norole("daemon")
+    alive = _live_workloads(run)
+    if alive and not workloads:
+        holder.close()
+        return {"stopped": True, "workloads": len(alive), "left": sorted(alive)}
+    _kill_all(run, alive)
+    holder.quit()
+    holder.close()
+    for name in (protocol.MOVER, protocol.KEEPER, protocol.HOLDER, "knarr.sock", "docker.sock", "cri.sock"):
+        _unlink(os.path.join(run, name))
+    return {"stopped": True, "workloads": 0}
+
+
+def instance_status(root: str, run: str) -> dict[str, Any]:
+    """Pids by role; `running` tells whether the daemon lives."""
+    run = os.path.abspath(run)
+    holder = _find(run)
+    found = holder.roles() if holder is not None else {}
+    pid = found.get("daemon", 0)
+    status: dict[str, Any] = {
+        "running": pid > 0,
+        "root": os.path.abspath(root),
+        "run": run,
+        "pid": pid,
+        "keeper_pid": found.get("keeper", 0),
+        "holder_pid": _holder_pid(found),
+        "mover_pids": [found[name] for name in sorted(found) if name.startswith("mover-")],
+        "roles": found,
+    }
+    if holder is not None:
+        holder.close()
+    return status
+
+
+def _make_folders(root: str, run: str) -> None:
+    try:
+        for folder in (root, run):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+        if os.geteuid() != 0:
+            raise PermissionError(1, "not root", root)
+    except PermissionError as error:
+        raise Denied(
+            f"{error.filename}: permission denied", hint="knarr's daemon runs as root: sudo"
+        ) from error
+    except OSError as error:
+        raise Failed(f"{error.filename}: {error.strerror}") from error
+
+
+@contextmanager
+def _only_one(run: str) -> Iterator[None]:
+    """Two starters at once: the second waits and finds the work done."""
+    fd = os.open(run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _find(run: str) -> HolderClient | None:
+    try:
+        return HolderClient(run)
+    except Unavailable:
+        return None
+
+
+def _start_holder(root: str, run: str) -> HolderClient:
+    lock = _lock(root)
+    log = os.open(
+        os.path.join(root, "daemon.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+    )
+    try:
+        done = subprocess.run(
+            roles.holder_argv(run),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            check=False,
+            start_new_session=True,
+        )
+        if done.returncode != 0:
+            raise Failed(
+                f"the holder did not start (exit code {done.returncode})", hint=f"see {root}/daemon.log"
+            )
+        holder = HolderClient(run)
+        holder.put("lock", lock)
+        return holder
+    except FileNotFoundError as error:
+        raise Failed(f"{error.filename}: not built", hint="scripts/build-native") from error
+    finally:
+        os.close(log)
+        os.close(lock)
+
+
+def _lock(root: str) -> int:
+    fd = os.open(os.path.join(root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise Conflict(
+            f"another daemon already serves {root}", hint="use its --run folder, or another --root"
+        ) from error
+    return fd
+
+
+def _ask(sock: socket.socket, **message: Any) -> list[dict[str, Any]]:
+    """The keeper's answer, all its parts."""
+    parts = []
+    sock.send(protocol.encode({"seq": 1, **message}))
+    while True:
+        data, fds = protocol.receive(sock)
+        descriptors.close_all(fds)
+        if not data:
+            raise Unavailable("the keeper ended")
+        answer = protocol.decode(data)
+        if answer.get("seq") == 1:
+            parts.append(answer)
+            if answer["type"] != "part":
+                return parts
+
+
+@contextmanager
+def _keeper(run: str) -> Iterator[socket.socket]:
+    sock = protocol.widen(descriptors.connect_unix(os.path.join(run, protocol.KEEPER)))
+    sock.settimeout(20.0)
+    try:
+        yield sock
+    finally:
+        sock.close()
+
+
+def _live_workloads(run: str) -> set[str]:
+    try:
+        with _keeper(run) as sock:
+            return {item["id"] for part in _ask(sock, type="list") for item in part["running"]}
+    except OSError as error:
+        raise Unavailable(f"the keeper of {run} does not answer: {error.strerror}") from error
+
+
+def _kill_all(run: str, alive: set[str]) -> None:
+    """SIGKILL, then forget everything: outside steps (control groups) are undone."""
+    with _keeper(run) as sock:
+        for workload_id in alive:
+            _ask(sock, type="signal", id=workload_id, signal=9)
+        while alive:
+            parts = _ask(sock, type="list")
+            alive = {item["id"] for part in parts for item in part["running"]}
+            if alive:
+                _pause()
+        for part in _ask(sock, type="list"):
+            for item in part["exits"]:
+                _ask(sock, type="forget", id=item["id"])
+
+
+def _pause() -> None:
+    import time
+
+    time.sleep(0.01)
+
+
+def _holder_pid(found: dict[str, int]) -> int:
+    """The parent of any role that lives."""
+    for pid in found.values():
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                text = file.read()
+            return int(text[text.rindex(b")") + 2 :].split()[1])
+        except OSError:
+            continue
+    return 0
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

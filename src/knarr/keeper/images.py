@@ -1,0 +1,58 @@
+"""Image mounts in the keeper's pinned mount namespace: RUN/images/<tree_id>, one mount per image.
+
+Out of scope: when an image is in use (`keeper.supervisor` knows the workloads), trees themselves (`images`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from knarr.kernel import mounts
+
+
+class ImageMounts:
+    def __init__(self, run: str) -> None:
+        self._folder = os.path.join(run, "images")
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        self._mounted = {name for name in os.listdir(self._folder) if os.path.ismount(self.path(name))}
+
+    def path(self, tree_id: str) -> str:
+        if not tree_id.isalnum():
+            raise OSError(errno.EINVAL, "not a tree id", tree_id)
+        return os.path.join(self._folder, tree_id)
+
+    def mount(self, tree_id: str, tree: str, pool: str) -> None:
+        if tree_id in self._mounted:
+            return
+        target = self.path(tree_id)
+        os.makedirs(target, mode=0o700, exist_ok=True)
+        mounts.mount_erofs(tree, pool, target)
+        self._mounted.add(tree_id)
+
+    def unmount(self, tree_id: str) -> None:
+        if tree_id not in self._mounted:
+            return
+        target = self.path(tree_id)
+        mounts.umount(target, mounts.UMOUNT_NOFOLLOW)
+        self._mounted.discard(tree_id)
+        os.rmdir(target)
+
+    def used_by(self, request: bytes) -> list[str]:
+        """The mounted trees that a start's text names."""
+        return [tree_id for tree_id in self._mounted if tree_id.encode() in request]
+
+    def overlay(self, tree_id: str, upper: str, work: str) -> int:
+        """A detached overlay mount: the root of a workload that doesn't run."""
+        lower = os.open(self.path(tree_id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        folders = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in (upper, work)]
+        try:
+            options: dict[str, str | None] = {
+                "lowerdir": mounts.through_fd(lower),
+                "upperdir": mounts.through_fd(folders[0]),
+                "workdir": mounts.through_fd(folders[1]),
+            }
+            return mounts.new_filesystem("overlay", options)
+        finally:
+            for fd in (lower, *folders):
+                os.close(fd)

@@ -1,0 +1,182 @@
+"""What a keeper must not forget: which processes it started and how they ended.
+
+An append-only file of checked lines, RUN/keeper.journal, written before each act becomes visible:
+
+    ["B", boot id]                                  the machine's boot that pids and start times belong to
+    ["S", key, pid, start time, outside, trees]     before the child gets `go`
+    ["R", key]                                      the program runs (the exec succeeded)
+    ["E", key, wait status, time]                   before the process is reaped
+    ["F", key]                                      forgotten: the daemon has recorded the end, or it never began
+
+It must survive the keeper's death, not the machine's (after that no process is left to know about), so nothing
+is synced. Out of scope: processes themselves (`keeper.main`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+_COMPACT = 1 << 20
+
+
+@dataclass(slots=True)
+class Entry:
+    """One started process. Its key is the workload's id, or `ID/EXEC_ID`."""
+
+    key: str
+    pid: int
+    started: int
+    """clock ticks since boot: tells it from a later process with the same pid"""
+    outside: list[Any] = field(default_factory=list)
+    """the plan's outside steps as JSON, to be undone when it is forgotten"""
+    trees: list[str] = field(default_factory=list)
+    """images whose mounts it uses"""
+    running: bool = False
+    status: int | None = None
+    time: int = 0
+
+    @property
+    def id(self) -> str:
+        return self.key.partition("/")[0]
+
+    @property
+    def exec_id(self) -> str | None:
+        return self.key.partition("/")[2] or None
+
+    def records(self) -> list[list[Any]]:
+        lines: list[list[Any]] = [["S", self.key, self.pid, self.started, self.outside, self.trees]]
+        if self.running:
+            lines.append(["R", self.key])
+        if self.status is not None:
+            lines.append(["E", self.key, self.status, self.time])
+        return lines
+
+
+class Journal:
+    """The file and what it says. `entries` is in the order of the starts."""
+
+    def __init__(self, path: str, boot_id: str) -> None:
+        self._path = path
+        self._boot_id = boot_id
+        self._file = -1
+        self._size = 0
+        self._limit = 0
+        data = _read(path)
+        self.entries, same_boot = replay(data, boot_id)
+        if not same_boot:
+            _end_all(self.entries)
+        self.compact()
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def started(self, entry: Entry) -> None:
+        self.entries[entry.key] = entry
+        self._append(entry.records()[0])
+
+    def running(self, entry: Entry) -> None:
+        entry.running = True
+        self._append(["R", entry.key])
+
+    def ended(self, entry: Entry, status: int, time: int) -> None:
+        entry.status, entry.time = status, time
+        self._append(["E", entry.key, status, time])
+
+    def forgotten(self, entry: Entry) -> None:
+        self.entries.pop(entry.key, None)
+        self._append(["F", entry.key])
+
+    def compact(self) -> None:
+        """Write anew what still counts; whole or not at all."""
+        records: list[list[Any]] = [["B", self._boot_id]]
+        for entry in self.entries.values():
+            records += entry.records()
+        data = b"".join(_line(record) for record in records)
+        temporary = self._path + ".new"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_APPEND, 0o600)
+        _write(fd, data)
+        os.rename(temporary, self._path)
+        if self._file >= 0:
+            os.close(self._file)
+        self._file, self._size = fd, len(data)
+        self._limit = max(_COMPACT, 3 * self._size)
+
+    def _append(self, record: list[Any]) -> None:
+        line = _line(record)
+        _write(self._file, line)
+        self._size += len(line)
+        if self._size > self._limit:
+            self.compact()
+
+
+def replay(data: bytes, boot_id: str) -> tuple[dict[str, Entry], bool]:
+    """What the lines say up to the first that is torn, and whether they are of this boot."""
+    entries: dict[str, Entry] = {}
+    same_boot = True
+    for line in data.split(b"\n"):
+        record = _checked(line)
+        if record is None:
+            break
+        if record[0] == "B":
+            same_boot = record[1] == boot_id
+        else:
+            _apply(entries, record)
+    return entries, same_boot
+
+
+def _apply(entries: dict[str, Entry], record: list[Any]) -> None:
+    kind, key = record[0], record[1]
+    if kind == "S":
+        entries[key] = Entry(key, *record[2:6])
+        return
+    entry = entries.get(key)
+    if entry is None:
+        return
+    if kind == "R":
+        entry.running = True
+    elif kind == "E":
+        entry.status, entry.time = record[2], record[3]
+    elif kind == "F":
+        del entries[key]
+
+
+def _end_all(entries: dict[str, Entry]) -> None:
+    """Another boot: nothing of it runs, and how it ended nobody knows."""
+    for key, entry in list(entries.items()):
+        if entry.exec_id is not None:
+            del entries[key]
+        elif entry.status is None:
+            entry.status = -1
+
+
+def _line(record: list[Any]) -> bytes:
+    text = json.dumps(record, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _checked(line: bytes) -> list[Any] | None:
+    text = line[9:]
+    try:
+        if int(line[:8], 16) != zlib.crc32(text) or line[8:9] != b" ":
+            return None
+        record = json.loads(text)
+    except ValueError:
+        return None
+    return record if isinstance(record, list) else None
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return b""
+
+
+def _write(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]

@@ -1,0 +1,240 @@
+"""Starts and execs as the keeper runs them: streams, the order of what is made safe before what, the answers.
+
+    clone → holder has the pipes → mover has the pipes → journal S → go → … → journal R → answer
+
+Whatever moment the keeper dies at, the next one finds either nothing, or a program that runs and all of its
+streams. Out of scope: the conversation with the child (`keeper.launch`), reaping (`keeper.supervisor`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import selectors
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from knarr.keeper.journal import Entry
+from knarr.keeper.launch import Launch, StepFailed, Streams, undo
+from knarr.kernel import fds as descriptors
+from knarr.kernel import plan as plans
+from knarr.kernel import process
+from knarr.kernel import steps as _  # noqa: F401 - registers the plans' vocabulary
+
+if TYPE_CHECKING:
+    from knarr.keeper.holder import HolderClient
+    from knarr.keeper.images import ImageMounts
+    from knarr.keeper.journal import Journal
+    from knarr.keeper.mover_link import MoverLink
+    from knarr.keeper.server import Request, Server
+
+_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
+
+
+class Pending(NamedTuple):
+    """A launch whose program does not run yet."""
+
+    launch: Launch
+    entry: Entry
+    request: Request
+
+
+class Starts:
+    def __init__(
+        self,
+        root: str,
+        run: str,
+        holder: HolderClient,
+        journal: Journal,
+        images: ImageMounts,
+        mover: MoverLink,
+        server: Server,
+        selector: selectors.BaseSelector,
+    ) -> None:
+        self._root = root
+        self._run = run
+        self._holder = holder
+        self._journal = journal
+        self._images = images
+        self._mover = mover
+        self._server = server
+        self._selector = selector
+        self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self._pending: dict[int, Pending] = {}
+        self.children: dict[int, Entry] = {}
+        """the keeper's own children by pid"""
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._pending)
+
+    def start(self, request: Request, workload_id: str) -> None:
+        """Raises `StepFailed` or OSError with everything taken back."""
+        streams = Streams()
+        try:
+            self._make_pipes(workload_id, request.message.get("streams", {}), streams)
+        except OSError:
+            streams.abandon()
+            raise
+        self._launch(request, workload_id, streams, None)
+
+    def exec(self, request: Request, key: str, pidfd: int) -> None:
+        """The same inside the workload that `pidfd` is, which this closes."""
+        wanted = request.message.get("streams", {})
+        streams = Streams()
+        if not wanted.get("tty"):
+            if wanted.get("stdin"):
+                streams.pipe_in("stdin", "stdin")
+            for name in ("stdout", "stderr"):
+                if wanted.get(name, True):
+                    streams.pipe_out(name, name)
+        self._launch(request, key, streams, pidfd)
+
+    def settle(self, pid: int) -> Entry | None:
+        """The child `pid` has ended: end its conversation, if any, and give its entry, if it counts."""
+        pending = self._pending.get(pid)
+        if pending is not None:
+            self._converse(pending)
+        return self.children.pop(pid, None)
+
+    def forget(self, entry: Entry) -> None:
+        """Undo the outside steps, let go of the streams. Raises OSError when a step can't be undone: ask again."""
+        plan = plans.from_json(
+            {"outside": entry.outside, "clone_flags": 0, "inside": [], "fds": {}, "argv": [], "env": []}
+        )
+        failure = undo(plan.outside, plans.Context(run=self._run))
+        if failure is not None:
+            raise failure
+        self._journal.forgotten(entry)
+        if entry.exec_id is None:
+            self.release(entry.id)
+
+    def release(self, workload_id: str) -> None:
+        """Its pipes are emptied into the logs and closed (by the mover), its stdin is closed."""
+        self._holder.delete(f"in/{workload_id}")
+        if self._holder.list(f"log/{workload_id}/"):
+            self._mover.drop(workload_id)
+
+    def _make_pipes(self, workload_id: str, wanted: dict[str, Any], streams: Streams) -> None:
+        log = wanted.get("log")
+        if log:
+            self._make_log_folder(workload_id, log)
+        if wanted.get("tty"):
+            if not log:
+                raise OSError(errno.EINVAL, "a tty needs a log folder")
+            return
+        if wanted.get("stdin"):
+            streams.pipe_in("stdin", f"in/{workload_id}")
+        for name, short in (("stdout", "out"), ("stderr", "err")):
+            if log and wanted.get(name):
+                streams.pipe_out(name, f"log/{workload_id}/{short}")
+
+    def _make_log_folder(self, workload_id: str, log: str) -> None:
+        os.makedirs(log, mode=0o700, exist_ok=True)
+        if log == os.path.join(self._root, "workloads", workload_id, "log"):
+            return
+        link = os.path.join(self._run, "logs", workload_id)
+        try:
+            if os.readlink(link) == log:
+                return
+            os.unlink(link)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(link), mode=0o700, exist_ok=True)
+        os.symlink(log, link)
+
+    def _launch(self, request: Request, key: str, streams: Streams, pidfd: int | None) -> None:
+        context = plans.Context(run=self._run, fds={**request.take(), "null": self._null})
+        if pidfd is not None:
+            context.fds["pidfd"] = pidfd
+        context.fds = {**streams.child, **context.fds}
+        try:
+            plan = plans.from_json(request.message["plan"])
+        except BaseException:
+            descriptors.close_all([fd for fd in context.fds.values() if fd != self._null])
+            streams.abandon()
+            raise
+        launch = Launch(plan, context, streams)
+        launch.begin(self._null, pid_namespace=pidfd)
+        self._record(launch, request, key)
+
+    def _record(self, launch: Launch, request: Request, key: str) -> None:
+        try:
+            started = process.start_time(launch.pid)
+            if "/" not in key:
+                self._keep(key, launch.streams)
+            message = request.message
+            trees = self._images.used_by(request.raw)
+            entry = Entry(key, launch.pid, started, message["plan"]["outside"], trees)
+            self._journal.started(entry)
+        except BaseException:
+            launch.abandon()
+            raise
+        self.children[launch.pid] = entry
+        pending = Pending(launch, entry, request)
+        self._pending[launch.pid] = pending
+        self._selector.register(launch, selectors.EVENT_READ, lambda _events: self._converse(pending))
+        launch.go()
+
+    def _keep(self, workload_id: str, streams: Streams) -> None:
+        if not streams.kept:
+            return
+        self._holder.put_all(streams.kept)
+        prefix = f"log/{workload_id}/"
+        logged = {
+            name.removeprefix(prefix): fd for name, fd in streams.kept.items() if name.startswith(prefix)
+        }
+        if logged:
+            self._mover.add(workload_id, logged)
+        streams.close()
+
+    def _converse(self, pending: Pending) -> None:
+        launch, entry = pending.launch, pending.entry
+        try:
+            while (sent := launch.read()) is not None:
+                for name, fd in sent:
+                    self._take_up(pending, name, fd)
+                launch.kept()
+        except BlockingIOError:
+            return
+        self._selector.unregister(launch)
+        launch.finish()
+        del self._pending[launch.pid]
+        if launch.failure is None:
+            self._began(pending)
+        else:
+            del self.children[launch.pid]
+            self._failed(launch, entry, pending.request, launch.failure)
+
+    def _began(self, pending: Pending) -> None:
+        launch, entry, request = pending
+        self._journal.running(entry)
+        self._server.answer(request, launch.streams.kept, pid=entry.pid)
+        launch.streams.close()
+
+    def _failed(self, launch: Launch, entry: Entry, request: Request, failure: StepFailed) -> None:
+        launch.abandon()
+        self._journal.forgotten(entry)
+        if entry.exec_id is None:
+            self.release(entry.id)
+        self._server.fail(request, failure.to_json())
+
+    def _take_up(self, pending: Pending, name: str, fd: int) -> None:
+        """A pty's master: a workload's goes to the holder and the mover, an exec's to the daemon."""
+        entry, streams = pending.entry, pending.launch.streams
+        if entry.exec_id is not None:
+            streams.kept[name] = fd
+            return
+        read, write = os.pipe2(os.O_CLOEXEC)
+        three = {name: fd, f"{name}pipe-r": read, f"{name}pipe-w": write}
+        try:
+            self._holder.put_all({f"log/{entry.id}/{key}": value for key, value in three.items()})
+            self._mover.add(entry.id, three)
+        finally:
+            descriptors.close_all(list(three.values()))
+
+
+def checked_id(text: str) -> str:
+    """An id is a path component and a word of the holder's. Raises OSError."""
+    if not isinstance(text, str) or _ID.fullmatch(text) is None:
+        raise OSError(errno.EINVAL, f"{text!r} is not an id")
+    return text
