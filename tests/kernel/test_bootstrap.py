@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import subprocess
 import tarfile
@@ -114,9 +115,27 @@ def test_cancelling_stops_everything(built, tmp_path):
     order = bootstrap("debian:bookworm", ("hello",), str(tmp_path), cancel=lambda: True)
     with pytest.raises(Failed, match="cancelled"), order:
         pass
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["lock"]
     shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert "knarr-bootstrap" not in shown or "include=hello" not in shown
+
+
+def test_leftovers_of_a_killed_daemon_go_and_builds_wait_for_each_other(built, tmp_path):
+    (tmp_path / "new-1").write_bytes(b"half")
+    with open(tmp_path / "lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with (
+            pytest.raises(Failed, match="cancelled"),
+            bootstrap("debian:12", (), str(tmp_path), cancel=lambda: True),
+        ):
+            pass
+    assert (tmp_path / "new-1").exists()
+    with (
+        pytest.raises(Failed, match="cancelled"),
+        bootstrap("debian:12", (), str(tmp_path), cancel=lambda: True),
+    ):
+        pass
+    assert os.listdir(tmp_path) == ["lock"]
 
 
 def test_an_unknown_suite(built, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import calendar
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -89,10 +90,10 @@ def bootstrap(
     os.makedirs(cache, mode=0o700, exist_ok=True)
     build = _load(cache, key)
     if build is None:
-        build = _make(
-            _Order(distribution, family, suite, sources, packages, epoch, key), cache, progress, cancel
-        )
-        _forget_old(cache)
+        order = _Order(distribution, family, suite, sources, packages, epoch, key)
+        with _alone(cache, cancel):
+            build = _load(cache, key) or _make(order, cache, progress, cancel)
+            _forget_old(cache)
     else:
         progress.update(distribution, "built before", 1, 1)
     with open(_layer_path(cache, key), "rb") as file:
@@ -246,6 +247,24 @@ class _Order:
     packages: tuple[str, ...]
     epoch: int
     key: str
+
+
+@contextlib.contextmanager
+def _alone(cache: str, cancel: Cancel) -> Iterator[None]:
+    """One build at a time, and first the removal of what a killed daemon's build left."""
+    with open(f"{cache}/lock", "wb") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if cancel():
+                    raise Failed("bootstrapping was cancelled") from None
+                time.sleep(_LOOK_SECONDS)
+        for name in os.listdir(cache):
+            if name.startswith("new-") or name.endswith(".new"):
+                _unlink(f"{cache}/{name}")
+        yield
 
 
 def _make(order: _Order, cache: str, progress: Progress, cancel: Cancel) -> _Build:
