@@ -1,8 +1,8 @@
 """The resolver of the bridges: a process of its own that outlives the daemon. `main` is its entry.
 
 It answers names of workloads from the zone and forwards everything else. Its listening sockets come from
-the holder (`dns/ADDRESS/udp`, `dns/ADDRESS/tcp`), so it may be killed and started again at any moment. One thread,
-one selector, nothing that waits. Standard library only: it is started with `python -IS`.
+the holder (`dns/ADDRESS/udp`, `dns/ADDRESS/tcp`), so it may be killed and started again at any moment. One
+thread, one selector, nothing that waits. Standard library only: it is started with `python -IS`.
 
 Out of scope: who has which name (`networks.zone`), and the messages' form (`networks.dnscodec`).
 """

@@ -271,6 +271,8 @@ class NetworkManager:
         self._nft.add([rules.source(self._instance, attachment)])
         try:
             index = self._route.index(attachment.link)
+            # Hairpin: where br_netfilter is on, the bridge itself turns back what a workload sends to a port
+            # of its own that is published.
             self._route.do(
                 netlink.set_link(
                     index, name=attachment.link, up=True, master=self._bridge(attachment), no_ipv6=True

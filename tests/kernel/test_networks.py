@@ -1,0 +1,54 @@
+"""The network manager on real bridges, in a network namespace of each test's own: the host is not touched."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SOURCE = os.path.join(os.path.dirname(os.path.dirname(HERE)), "src")
+_PROBE = "ip link add knprobe type bridge && nft add table bridge knprobe && test -w /dev/net/tun"
+
+
+def _missing() -> str:
+    done = subprocess.run(
+        ["unshare", "-n", "-m", "sh", "-c", _PROBE], capture_output=True, text=True, check=False, timeout=20
+    )
+    return done.stderr.strip() if done.returncode else ""
+
+
+MISSING = _missing()
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(bool(MISSING), reason=f"network namespaces, bridges, nftables: {MISSING}"),
+]
+
+
+@pytest.mark.parametrize(
+    ("module", "scenario"),
+    [
+        ("scenarios", "slots"),
+        ("scenarios", "hundred"),
+        ("scenarios", "publish"),
+        ("scenarios", "vm"),
+        ("scenarios", "adoption"),
+        ("scenarios", "instances"),
+        ("scenarios", "given_namespace"),
+        ("spoofing", "spoofing"),
+        ("names", "names"),
+    ],
+)
+def test_scenario(module: str, scenario: str) -> None:
+    script = os.path.join(HERE, f"network_{module}.py")
+    done = subprocess.run(
+        ["unshare", "-n", "-m", sys.executable, script, scenario],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": SOURCE},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
