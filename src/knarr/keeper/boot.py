@@ -26,7 +26,8 @@ native = roles.native
 def start_instance(root: str, run: str, *, daemon: bool = True) -> dict[str, Any]:
     """Start what does not run yet; repeating it changes nothing. Returns `instance_status`.
 
-    Raises `Denied` without root's rights, `Conflict` when another instance serves ROOT, `Failed` with the log's name.
+    Raises `Denied` without root's rights, `Conflict` when another instance serves ROOT, `Failed` with the
+    log's name.
     """
     root, run = os.path.abspath(root), os.path.abspath(run)
     _make_folders(root, run)

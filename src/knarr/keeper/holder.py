@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import os
 import socket
+from typing import Self
 
 from knarr.keeper import protocol
 from knarr.kernel import fds as descriptors
@@ -37,6 +38,12 @@ class HolderClient:
 
     def close(self) -> None:
         self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def put(self, name: str, fd: int) -> None:
         """The holder keeps its own copy of `fd` under `name`; an older one is closed."""
@@ -152,7 +159,9 @@ class HolderClient:
 def listening(
     holder: HolderClient, run: str, name: str, kind: int = socket.SOCK_STREAM, backlog: int = 1024
 ) -> socket.socket:
-    """The listening socket RUN/NAME: the one that the holder keeps, so that clients of a dead owner only wait."""
+    """The listening socket RUN/NAME: the one that the holder keeps, so that clients of a dead
+    owner only wait.
+    """
     held = holder.get(f"sock/{name}")
     if held is not None:
         sock = socket.socket(fileno=held)

@@ -6,10 +6,11 @@ An append-only file of checked lines, RUN/keeper.journal, written before each ac
     ["S", key, pid, start time, outside, trees]     before the child gets `go`
     ["R", key]                                      the program runs (the exec succeeded)
     ["E", key, wait status, time]                   before the process is reaped
-    ["F", key]                                      forgotten: the daemon has recorded the end, or it never began
+    ["F", key]                                      forgotten: the daemon has recorded the end, or it never
+    began
 
-It must survive the keeper's death, not the machine's (after that no process is left to know about), so nothing
-is synced. Out of scope: processes themselves (`keeper.main`).
+It must survive the keeper's death, not the machine's (after that no process is left to know about), so
+nothing is synced. Out of scope: processes themselves (`keeper.main`).
 """
 
 from __future__ import annotations

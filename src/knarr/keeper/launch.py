@@ -1,8 +1,8 @@
 """One start in flight: pipes, the outside steps, the clone, and the conversation with the child.
 
     child  → keeper   fd NAME + descriptor         the pty's master
-    keeper → child    go                           after the journal's record; end of file = the keeper died: exit
-    keeper → child    kept                         the descriptors sent up are safe in the holder (only if any were)
+    keeper → child    go                           after the journal's record; end of file = no keeper: exit
+    keeper → child    kept                         what was sent up is safe in the holder (if anything was)
     child  → keeper   error {step, errno, text}    a step or the exec failed; the child exits 127 or 126
     (end of file)                                  the program runs
 
@@ -43,7 +43,9 @@ class StepFailed(Exception):
 
 
 class Streams:
-    """The pipes of one start: `child` by plan name, `kept` by the holder's (or, for an exec, the daemon's) name."""
+    """The pipes of one start: `child` by plan name, `kept` by the holder's (or, for an exec,
+    the daemon's) name.
+    """
 
     def __init__(self) -> None:
         self.child: dict[str, int] = {}
@@ -67,7 +69,10 @@ class Streams:
 
 
 class Launch:
-    """From the clone to the exec. After `begin`, the keeper journals, calls `go`, and `read`s until it is done."""
+    """From the clone to the exec.
+
+    After `begin`, the keeper journals, calls `go`, and `read`s until it is done.
+    """
 
     def __init__(self, plan: Plan, context: Context, streams: Streams) -> None:
         self.plan = plan

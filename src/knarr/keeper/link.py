@@ -1,8 +1,8 @@
 """The daemon's asyncio line to keeper and mover (docs/architecture.md section 5).
 
-It connects anew by itself when the keeper is replaced. A start whose answer was lost is settled by what the next
-`hello` says: it runs, it has ended, or it never began and is sent again. Out of scope: deciding what to do with an
-exit (`on_exit`), the processes themselves (`keeper.supervisor`).
+It connects anew by itself when the keeper is replaced. A start whose answer was lost is settled by what
+the next `hello` says: it runs, it has ended, or it never began and is sent again. Out of scope: deciding
+what to do with an exit (`on_exit`), the processes themselves (`keeper.supervisor`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ Reply = tuple[dict[str, Any], dict[str, int]]
 
 
 class KeeperError(OSError):
-    """The keeper could not do it: `step` names the plan's step (or `clone`, `exec`), the rest is the OSError's."""
+    """The keeper could not do it: `step` names the plan's step (or `clone`, `exec`), the rest
+    is the OSError's.
+    """
 
     def __init__(self, step: str, number: int, message: str) -> None:
         super().__init__(number, message)

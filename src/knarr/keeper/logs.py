@@ -1,7 +1,7 @@
 """Log files: what the mover writes, what the daemon reads.
 
-A folder holds `out` and `err`, the raw bytes of each stream, and `index`, an append-only array of 24-byte records
-that tell when which bytes came (docs/architecture.md section 7):
+A folder holds `out` and `err`, the raw bytes of each stream, and `index`, an append-only array of 24-byte
+records that tell when which bytes came (docs/architecture.md section 7):
 
     u64 time_ns, u64 offset, u32 length, u32 stream      (1 = out, 2 = err, bit 31: found after a kill)
 
@@ -38,7 +38,10 @@ class Record(NamedTuple):
 
 
 class LogWriter:
-    """The mover's side. Files are opened with the first byte; what a kill left unrecorded is recorded then."""
+    """The mover's side.
+
+    Files are opened with the first byte; what a kill left unrecorded is recorded then.
+    """
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -56,7 +59,10 @@ class LogWriter:
         return self._files[stream], self._position[stream]
 
     def moved(self, stream: int, length: int) -> None:
-        """`length` bytes are in the file now. Raises OSError when the index can't take it: `target` tries again."""
+        """`length` bytes are in the file now.
+
+        Raises OSError when the index can't take it: `target` tries again.
+        """
         self._position[stream] += length
         self._record(stream, 0)
 
@@ -101,8 +107,8 @@ class LogWriter:
 class LogReader:
     """One reader of one folder; each yields pieces of at most 64 KiB in the order they were written.
 
-    `position` is where the next `read` goes on: keep it and come back for more. `fileno` becomes readable when
-    there may be more (call `changed` then).
+    `position` is where the next `read` goes on: keep it and come back for more. `fileno` becomes readable
+    when there may be more (call `changed` then).
     """
 
     def __init__(self, folder: str) -> None:
@@ -127,7 +133,8 @@ class LogReader:
     ) -> Iterator[tuple[int, int, bytes]]:
         """(time_ns, stream, bytes) from `position` (default: where the last read stopped) to the present end.
 
-        `since` and `until` are nanoseconds, both included; `tail` is a number of lines, counted over both streams.
+        `since` and `until` are nanoseconds, both included; `tail` is a number of lines, counted over both
+        streams.
         """
         if position is not None:
             self.position = position
@@ -139,9 +146,8 @@ class LogReader:
             if not records:
                 return
             for record in records:
-                if until is None or record.time <= until:
-                    if record.time >= since:
-                        yield from self._pieces(record)
+                if since <= record.time and (until is None or record.time <= until):
+                    yield from self._pieces(record)
                 self.position += RECORD.size
 
     def fileno(self) -> int:
@@ -199,33 +205,35 @@ class LogReader:
 
     def _go_to_tail(self, lines: int) -> None:
         """Set `position` and `_skip` so that the last `lines` lines follow."""
-        self.position = position = self.end()
+        self.position = end = self.end()
         self._skip = {}
-        while lines > 0 and position > 0:
+        for position, stream, offset in self._line_starts(end):
+            if lines <= 0:
+                break
+            self.position, self._skip[stream] = position, offset
+            lines -= 1
+        index = self._file("index")
+        for stream in NAMES:
+            # none of its lines is wanted, nor the rest of one that began before
+            if stream not in self._skip and index >= 0:
+                self._skip[stream] = _recorded_end(index, stream)
+
+    def _line_starts(self, position: int) -> Iterator[tuple[int, int, int]]:
+        """(position, stream, offset) of each line's first byte, last line first."""
+        while position > 0:
             size = min(_BATCH, position)
             position -= size
             batch = self._records(position, size)
             for number in range(len(batch) - 1, -1, -1):
-                for offset in self._line_starts(batch[number]):
-                    self.position = position + number * RECORD.size
-                    self._skip[batch[number].stream] = offset
-                    lines -= 1
-                    if lines == 0:
-                        break
-                if lines == 0:
-                    break
-        # a stream none of whose lines is wanted has nothing to show before its next line's start, the present end
-        for stream, name in NAMES.items():
-            fd = self._file(name)
-            if stream not in self._skip and fd >= 0:
-                self._skip[stream] = os.fstat(fd).st_size
+                for offset in self._starts_inside(batch[number]):
+                    yield position + number * RECORD.size, batch[number].stream, offset
 
-    def _line_starts(self, record: Record) -> Iterator[int]:
+    def _starts_inside(self, record: Record) -> Iterator[int]:
         """Offsets at which lines begin inside the record, last first."""
         end = record.offset + record.length
         while end > record.offset:
             start = max(record.offset, end - _PIECE)
-            # a line begins behind the newline that ends the one before, which may lie one byte before the record
+            # a line begins behind the newline before it, which may lie one byte before the record
             base = max(start - 1, 0)
             data = self._bytes(record.stream, base, end - 1 - base)
             found = data.rfind(b"\n")

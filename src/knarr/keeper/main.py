@@ -2,11 +2,12 @@
 
 Two mount namespaces are pinned in the holder, made by the first keeper and joined by each later one:
 
-* `ro`: a copy of the host's, everything read-only. The interpreter is executed in it, so that /proc/self/exe and
+* `ro`: a copy of the host's, everything read-only. The interpreter is executed in it, so that
+/proc/self/exe and
   the libraries' inodes of a child that already stands in a workload lead nowhere writable.
 * `mnt`: a copy of the host's as it is, slave to it (what the host mounts or unmounts shows up), holding the
-  images' mounts. The keeper works in it, its children's namespaces are copies of it: bind mounts of host folders
-  are as writable as on the host.
+  images' mounts. The keeper works in it, its children's namespaces are copies of it: bind mounts of host
+  folders are as writable as on the host.
 
 Out of scope: messages and processes (`keeper.supervisor`).
 """

@@ -1,10 +1,12 @@
-"""The mover: splices workloads' pipes into log files. A byte is in the pipe or in the file, whenever this is killed.
+"""The mover: splices workloads' pipes into log files. A byte is in the pipe or in the file, whenever this
+is killed.
 
-    keeper, daemon → mover    add ID STREAM… + descriptors · look · drop ID · drain ID    (see keeper.mover_link)
+    keeper, daemon → mover    add ID STREAM… + descriptors · look · drop ID · drain ID    (keeper.mover_link)
 
-All descriptors come from the holder or have a copy there; a mover that starts finds everything by `list log/`.
-A stream that has ended is closed and deleted from the holder. A full disk keeps the bytes in the pipe: the mover
-tries again with growing pauses. Out of scope: reading logs and the index's form (`keeper.logs`).
+All descriptors come from the holder or have a copy there; a mover that starts finds everything by `list
+log/`. A stream that has ended is closed and deleted from the holder. A full disk keeps the bytes in the
+pipe: the mover tries again with growing pauses. Out of scope: reading logs and the index's form
+(`keeper.logs`).
 """
 
 from __future__ import annotations
@@ -208,9 +210,7 @@ def _streams(workload: str, named: dict[str, int], log: LogWriter) -> list[Strea
     if {"tty", "ttypipe-r", "ttypipe-w"} <= named.keys():
         pipe = (named.pop("ttypipe-r"), named.pop("ttypipe-w"))
         made.append(Stream(workload, "tty", named.pop("tty"), log, pipe=pipe))
-    for name in ("out", "err"):
-        if name in named:
-            made.append(Stream(workload, name, named.pop(name), log))
+    made += [Stream(workload, name, named.pop(name), log) for name in ("out", "err") if name in named]
     descriptors.close_all(list(named.values()))
     return made
 

@@ -1,12 +1,12 @@
 """The keeper's line to its mover (RUN/mover-0.sock): hand over pipes, have a forgotten workload's closed.
 
-The holder has a copy of every pipe, so nothing here is needed for the bytes: a mover that starts anew, or is told
-to `look`, finds all of them there. Out of scope: moving (`keeper.mover`).
+The holder has a copy of every pipe, so nothing here is needed for the bytes: a mover that starts anew, or
+is told to `look`, finds all of them there. Out of scope: moving (`keeper.mover`).
 
     keeper → mover    add ID STREAM… + descriptors      (out, err | tty, ttypipe-r, ttypipe-w)
     keeper → mover    look                              an `add` may have been lost
     keeper → mover    drop ID                           mover → keeper   dropped ID     emptied and closed
-    daemon → mover    drain ID                          mover → daemon   drained ID     everything is in the files
+    daemon → mover    drain ID                          mover → daemon   drained ID    everything is in files
 """
 
 from __future__ import annotations

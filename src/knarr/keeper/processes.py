@@ -76,7 +76,9 @@ def exit_of(entry: Entry) -> dict[str, Any]:
 
 
 def wait_for_programs(entries: list[Entry]) -> None:
-    """Wait, within bounds, until children that a dead keeper left before their exec have become a program or ended."""
+    """Wait, within bounds, until children that a dead keeper left before their exec have become
+    a program or ended.
+    """
     mine = _program("self")
     end = time.monotonic() + _PATIENCE
     for entry in entries:

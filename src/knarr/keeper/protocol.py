@@ -39,9 +39,9 @@ def encode(message: dict[str, Any]) -> bytes:
 def decode(data: bytes) -> dict[str, Any]:
     """The message back. Raises ValueError if it is no object."""
     message = json.loads(data.decode("utf-8", "surrogateescape"))
-    if not isinstance(message, dict):
-        raise ValueError("a message is an object")
-    return message
+    if isinstance(message, dict):
+        return message
+    raise ValueError("a message is an object")
 
 
 def widen(sock: socket.socket) -> socket.socket:
@@ -55,7 +55,9 @@ def widen(sock: socket.socket) -> socket.socket:
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """One packet of any size with its descriptors; empty at the end. Raises BlockingIOError and other OSErrors."""
+    """One packet of any size with its descriptors; empty at the end. Raises BlockingIOError and
+    other OSErrors.
+    """
     size = sock.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC)
     if size > PACKET:
         raise OSError(errno.EMSGSIZE, f"a packet of {size} bytes")
@@ -63,7 +65,10 @@ def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def take_named(names: list[str], fds: list[int]) -> dict[str, int]:
-    """Descriptors under the names their message gave. Raises ValueError (all closed) if the numbers differ."""
+    """Descriptors under the names their message gave.
+
+    Raises ValueError (all closed) if the numbers differ.
+    """
     if len(names) != len(fds) or len(set(names)) != len(names):
         descriptors.close_all(fds)
         raise ValueError(f"{len(names)} names for {len(fds)} descriptors")

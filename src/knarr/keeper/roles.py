@@ -1,7 +1,7 @@
 """How the instance's own programs are started: an interpreter with an isolated path, and nothing else.
 
-`-I` ignores the environment and the working directory, `-S` the site packages; each role gets exactly the folders
-it needs. Out of scope: when they are started (`keeper.boot`, the daemon).
+`-I` ignores the environment and the working directory, `-S` the site packages; each role gets exactly the
+folders it needs. Out of scope: when they are started (`keeper.boot`, the daemon).
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ class Pending(NamedTuple):
 class Starts:
     def __init__(
         self,
+        *,
         root: str,
         run: str,
         holder: HolderClient,
@@ -98,7 +99,10 @@ class Starts:
         return self.children.pop(pid, None)
 
     def forget(self, entry: Entry) -> None:
-        """Undo the outside steps, let go of the streams. Raises OSError when a step can't be undone: ask again."""
+        """Undo the outside steps, let go of the streams.
+
+        Raises OSError when a step can't be undone: ask again.
+        """
         plan = plans.from_json(
             {"outside": entry.outside, "clone_flags": 0, "inside": [], "fds": {}, "argv": [], "env": []}
         )

@@ -21,7 +21,9 @@ _FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0
 
 
 class Stream:
-    """`move` never raises and never waits; afterwards `ended`, `empty` and `retry_at` tell where it stands."""
+    """`move` never raises and never waits; afterwards `ended`, `empty` and `retry_at` tell
+    where it stands.
+    """
 
     def __init__(
         self, workload: str, name: str, source: int, log: LogWriter, *, pipe: tuple[int, int] | None = None

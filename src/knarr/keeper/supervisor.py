@@ -1,10 +1,12 @@
-"""The keeper: executes launch plans, reaps, and writes what must not be lost into its journal before it reaps.
+"""The keeper: executes launch plans, reaps, and writes what must not be lost into its journal before it
+reaps.
 
     daemon → keeper   hello start exec signal mount unmount root forget list upgrade stop
     keeper → daemon   ok | error (same `seq`), and unasked: exit
 
-The messages are drawn in docs/architecture.md section 5; each has one method `on_…`. One thread, one selector,
-the standard library only. Out of scope: deciding anything (the daemon does), the logs' bytes (`keeper.mover`).
+The messages are drawn in docs/architecture.md section 5; each has one method `on_…`. One thread, one
+selector, the standard library only. Out of scope: deciding anything (the daemon does), the logs' bytes
+(`keeper.mover`).
 """
 
 from __future__ import annotations
@@ -47,7 +49,14 @@ class Keeper:
         self._selector = selectors.EpollSelector()
         self._server = Server(self._selector, self._obey, self._peer_gone)
         self._starts = Starts(
-            root, run, holder, self._journal, self._images, self._mover, self._server, self._selector
+            root=root,
+            run=run,
+            holder=holder,
+            journal=self._journal,
+            images=self._images,
+            mover=self._mover,
+            server=self._server,
+            selector=self._selector,
         )
         self._daemon: Peer | None = None
         self._adopted: dict[int, list[Entry]] = {}
