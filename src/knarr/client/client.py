@@ -343,6 +343,14 @@ class Client:
     def stat_path(self, name: str, path: str) -> PathStat:
         connection, response = self._exchange(calls.stat_path(name, path))
         self._keep(connection)
+        if response.head.status >= 400:
+            # an answer to HEAD has no body to tell why; the same question by GET has
+            return self._stat_by_archive(name, path)
+        return decode_path_stat(response.head, name, path)
+
+    def _stat_by_archive(self, name: str, path: str) -> PathStat:
+        connection, response = self._checked(calls.get_archive(name, path))
+        connection.close()
         return decode_path_stat(response.head, name, path)
 
     def get_archive(self, name: str, path: str) -> tuple[PathStat | None, Iterator[bytes]]:
@@ -358,15 +366,7 @@ class Client:
 
 
 def decode_path_stat(head: http.Head, name: str, path: str) -> PathStat:
-    """The stat header of an archive answer. Raises the error that fits its status."""
-    from knarr.model.errors import NotFound
-
-    if head.status == 404:
-        raise NotFound(f"{name}:{path}: no such workload or file")
-    encoded = head.headers.get("x-knarr-error")
-    if head.status >= 400:
-        body = base64.b64decode(encoded) if encoded else b""
-        raise transport.error_of(head.status, head.reason, body)
+    """The stat header of an archive answer."""
     try:
         return json.loads(base64.b64decode(head.headers["x-knarr-path-stat"]))  # type: ignore[no-any-return]
     except (KeyError, ValueError) as error:

@@ -1,0 +1,160 @@
+"""`ps` and `inspect`."""
+
+from __future__ import annotations
+
+import time
+
+from knarr.cli import tables
+from knarr.cli.context import Context, complain, say
+from knarr.cli.options import Arguments, Command, Option
+from knarr.model.errors import KnarrError, NotFound
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+COLUMNS = ("ID", "Name", "Image", "Isolation", "Status", "Ports", "Command")
+
+
+def ps(context: Context, a: Arguments) -> int:
+    found = context.client.workloads(stopped=a.all or a.last is not None, filters=a.filter)
+    found.sort(key=lambda item: item.get("created", 0), reverse=True)
+    if a.last is not None:
+        found = found[: max(int(a.last), 0)]
+    if a.quiet:
+        for item in found:
+            say(tables.short(item["id"], full=a.no_trunc))
+        return 0
+    tables.show([row(item, full=a.no_trunc) for item in found], COLUMNS, a.format)
+    return 0
+
+
+def row(item: Mapping[str, Any], *, full: bool) -> dict[str, str]:
+    """Docker's field names, as text."""
+    labels = item.get("labels") or {}
+    created = int(item.get("created") or 0)
+    return {
+        "ID": tables.short(item["id"], full=full),
+        "Name": item["name"],
+        "Names": item["name"],
+        "Image": tables.cut(item["image"], 40, full=full),
+        "ImageID": tables.short(str(item.get("image_id", "")), full=full),
+        "Isolation": str(item.get("isolation", "")),
+        "Runtime": str(item.get("isolation", "")),
+        "Status": status(item),
+        "State": item["status"],
+        "ExitCode": str(item.get("exit_code", "")),
+        "Ports": ", ".join(port(mapping) for mapping in item.get("ports") or ()),
+        "Address": str(item.get("address", "")),
+        "Command": tables.cut(command(item.get("command") or ()), 30, full=full),
+        "RunningFor": ago(created),
+        "CreatedAt": time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(created / 1e9)),
+        "Labels": ",".join(f"{key}={value}" for key, value in sorted(labels.items())),
+    }
+
+
+def command(words: tuple[str, ...] | list[str]) -> str:
+    return '"' + " ".join(words) + '"'
+
+
+def status(item: Mapping[str, Any]) -> str:
+    """`Up 3 minutes`, `Exited (0) 2 hours ago`, `Created`."""
+    state = item["status"]
+    if state in ("running", "stopping", "paused"):
+        note = "" if state == "running" else f" ({state})"
+        return f"Up {since(item.get('started'))}{note}"
+    if state == "exited":
+        code = item.get("exit_code")
+        return f"Exited ({'unknown' if code == -1 else code}) {ago(int(item.get('finished') or 0))}"
+    return str(state).capitalize()
+
+
+def since(nanoseconds: Any) -> str:
+    from knarr.model.units import format_ago
+
+    return format_ago(max(time.time() - int(nanoseconds or 0) / 1e9, 0))
+
+
+def ago(nanoseconds: int) -> str:
+    return f"{since(nanoseconds)} ago" if nanoseconds else ""
+
+
+def port(mapping: Mapping[str, Any]) -> str:
+    """`0.0.0.0:8080->80/tcp`."""
+    inside = f"{mapping['container_port']}/{mapping.get('protocol', 'tcp')}"
+    if not mapping.get("host_port"):
+        return inside
+    address = mapping.get("host_ip") or "0.0.0.0"
+    return f"{f'[{address}]' if ':' in address else address}:{mapping['host_port']}->{inside}"
+
+
+def inspect(context: Context, a: Arguments) -> int:
+    found, failed = [], 0
+    for name in a.operands:
+        try:
+            found.append(_inspect_one(context, name, a.type))
+        except KnarrError as error:
+            complain(error)
+            failed = 1
+    if found or a.format is None:
+        tables.document(found, a.format)
+    return failed
+
+
+def _inspect_one(context: Context, name: str, kind: str | None) -> Mapping[str, Any]:
+    """A workload; else an image of that name, as docker does."""
+    if kind != "image":
+        try:
+            return with_docker_names(context.client.inspect(name))
+        except NotFound:
+            if kind is not None:
+                raise
+    try:
+        return context.client.image(name)
+    except NotFound:
+        if kind is not None:
+            raise
+        raise NotFound(
+            f"no workload and no image is named {name!r}", hint="knarr ps -a, knarr images"
+        ) from None
+
+
+def with_docker_names(found: dict[str, Any]) -> dict[str, Any]:
+    """Adds `State`, the object that docker's users look into with `--format`."""
+    state = {
+        "Status": found.get("status"),
+        "Running": found.get("status") in ("running", "stopping", "paused"),
+        "Paused": found.get("status") == "paused",
+        "OOMKilled": found.get("oom_killed"),
+        "Pid": found.get("pid"),
+        "ExitCode": found.get("exit_code"),
+        "Error": found.get("error"),
+    }
+    return {**found, "State": state}
+
+
+PS = Command(
+    ps,
+    "list workloads",
+    "",
+    (
+        Option("-a --all", "also those that do not run"),
+        tables.FILTER,
+        tables.FORMAT,
+        Option("-n --last", "the newest so many, in any state", value="NUMBER"),
+        tables.NO_TRUNC,
+        tables.QUIET,
+    ),
+    notes="Filters: id, name, status, label, ancestor, isolation, exited.",
+)
+INSPECT = Command(
+    inspect,
+    "all there is to know about workloads or images, as JSON",
+    "NAME [NAME...]",
+    (
+        Option("-f --format", "a template such as '{{.address}}', or json", value="FORMAT"),
+        Option("--type", "look among these only", value="KIND", choices=("container", "workload", "image")),
+    ),
+    complete="workload",
+)
