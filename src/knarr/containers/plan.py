@@ -1,8 +1,8 @@
 """The container wall's planner: from a workload's values to the steps that start it. Pure: no I/O, no root.
 
-The default is Docker's posture (14 capabilities, its system call filter, masked and read-only paths);
-`privileged` and the hardened profile differ by rows of tables (`containers.security`). Out of scope: executing
-anything (`kernel.steps`, the keeper) and choosing values (the engine).
+The default is Docker's posture: 14 capabilities, its system call filter, masked and read-only paths;
+`privileged` and the hardened profile differ by rows of tables (`containers.security`). Out of scope:
+executing anything (`kernel.steps`, the keeper) and choosing values (the engine).
 """
 
 from __future__ import annotations
@@ -112,8 +112,9 @@ def plan(given: ContainerInput) -> Plan:
 def plan_exec(given: ContainerInput, process: Process, pid: int) -> Plan:
     """A further process in a running container, whose first process is `pid`.
 
-    The keeper hands in that process' pidfd as `pid`; the child is born in its pid namespace, so the keeper is
-    its parent, joins its groups and every other namespace at once, and is then treated as the first one was.
+    The keeper hands in a descriptor of that process as `pidfd`; the child is born in its pid namespace, so
+    the keeper is its parent, joins its groups and every other namespace at once, and is then treated as the
+    first one was.
     """
     del pid
     layout = given.facts.cgroups
@@ -130,14 +131,14 @@ def plan_exec(given: ContainerInput, process: Process, pid: int) -> Plan:
     inside = (
         steps.Guard(),
         *enter,
-        steps.SetNs(fd="pid", flags=flags),
+        steps.SetNs(fd="pidfd", flags=flags),
         *_terminal_steps(process, console=False),
         steps.Chdir(path=process.cwd),
         *_identity_steps(process, given.facts),
     )
     return Plan(
         outside=outside,
-        join="pid",
+        join="pidfd",
         inside=inside,
         fds=dict(_STREAMS),
         argv=process.args,

@@ -1,7 +1,7 @@
 """Control groups, both dialects: where they are mounted, a workload's folders, limits, use and end.
 
-A workload's group is `/knarr_<instance>/<id>` in every v1 hierarchy, or once in the v2 tree. Limits are values
-to write (`limits`), so that a plan can hold them; making and removing folders are steps.
+A workload's group is `/knarr_<instance>/<id>` in every v1 hierarchy, or once in the v2 tree. Limits are
+values to write (`limits`), so that a plan can hold them; making and removing folders are steps.
 Out of scope: which limits a workload has.
 """
 

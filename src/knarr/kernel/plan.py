@@ -58,7 +58,7 @@ class Plan:
     clone_flags: int = 0
     """CLONE_NEW… for clone3(2)"""
     join: str = ""
-    """name of a pidfd among the descriptors (an exec's is `pid`, opened by the keeper, the parent of that
+    """name of a pidfd among the descriptors (an exec's is `pidfd`, opened by the keeper, the parent of that
     process): the child is born in its pid namespace, `kernel.process.spawn(flags, pid_namespace=fd)`"""
     inside: tuple[Step, ...] = ()
     """run by the child after the keeper's `go`, in order"""

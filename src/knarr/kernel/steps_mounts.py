@@ -1,8 +1,8 @@
 """Steps that build a root: image, overlay, pivot, and what is mounted into it.
 
-Before `PivotRoot` paths are the keeper's; after it the old root is gone, and every path is opened beneath the
-new one without magic links. Nobody runs in the new root yet, but volumes may be shared with workloads that do:
-so a mount point is opened once and mounted by descriptor. Out of scope: what to mount (the planners).
+Before `PivotRoot` paths are the keeper's; after it the old root is gone, and every path is opened beneath
+the new one without magic links. Nobody runs in the new root yet, but volumes may be shared with workloads
+that do: so a mount point is opened once and mounted by descriptor. Out of scope: what to mount (planners).
 """
 
 from __future__ import annotations
