@@ -125,6 +125,7 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
         run=state.run,
         instance=state.instance,
         keeper=keeper,
+        holder=holder,
         images=store,
         network=WorkloadNetwork(networks, life.save),
         facts=host,
@@ -155,13 +156,12 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
 def _drivers(services: Services) -> dict[Isolation, Driver]:
     return {
         Isolation.CONTAINER: ContainerDriver(services),
-        Isolation.MICROVM: MicrovmDriver(services),
     }
 
 
 def _start_dns(holder: HolderClient, state: StateDir) -> None:
     if "dns" not in holder.roles():
-        holder.role("dns", *roles.argv("knarr.networks.dns", state.run))
+        holder.role("dns", roles.argv("knarr.networks.dns", state.root, state.run))
 
 
 async def _listen(stack: AsyncExitStack, engine: Engine, sock: socket.socket) -> None:

@@ -13,10 +13,10 @@ import time
 from io import BytesIO
 
 import pytest
-from support.images import busybox_archive
 
 from knarr.client.client import Client
 from knarr.model.errors import Conflict, Invalid, KnarrError, NotFound, Unsupported
+from support.images import busybox_archive
 
 pytestmark = pytest.mark.root
 IMAGE = "busybox:test"
@@ -27,7 +27,12 @@ def control(*args):
     code = "import sys; from knarr.keeper.control import main; raise SystemExit(main(sys.argv[1:]))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=90, env=environment, check=False
+        [sys.executable, "-c", code, *args],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        env=environment,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout or "{}")

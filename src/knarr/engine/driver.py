@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from knarr.images.store import ImageStore
+    from knarr.keeper.holder import HolderClient
     from knarr.keeper.link import KeeperLink
     from knarr.kernel.facts import HostFacts
     from knarr.model.resource import Attachment, Image
@@ -185,6 +186,8 @@ class Services:
     run: str
     instance: str
     keeper: KeeperLink
+    holder: HolderClient
+    """short blocking calls: descriptors by name"""
     images: ImageStore
     network: Network
     facts: HostFacts

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from knarr.engine import merge, validate, views
 from knarr.engine.driver import Workload
+from knarr.engine.streams import ExecTerminal
 from knarr.engine.table import Entry, Table
 from knarr.model import names
 from knarr.model.errors import Conflict, Invalid, KnarrError, NotFound, Unsupported
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from knarr.engine.events import EventLog
     from knarr.engine.images import Images
     from knarr.engine.lifecycle import Lifecycle
-    from knarr.engine.streams import ExecTerminal, Streams, Terminal
+    from knarr.engine.streams import Streams, Terminal
     from knarr.engine.system import System
     from knarr.keeper.link import KeeperLink
     from knarr.model.resource import Image
@@ -195,11 +196,17 @@ class Engine:
         command = {"command": " ".join(spec.args)[:1000], "exec_id": session.id}
         self.life.emit(w, "exec_start", command)
         self.streams.register(session)
-        self.life.spawn(self._exec_end(w, session))
+        self.life.spawn(self._exec_end(w, session, detach=detach))
         return session
 
-    async def _exec_end(self, w: Workload, session: ExecSession) -> None:
+    async def _exec_end(self, w: Workload, session: ExecSession, *, detach: bool) -> None:
+        if detach:
+            # a terminal still has to be read, or its process would wait for ever
+            while await session.read() is not None:
+                pass
         code = await session.wait()
+        if detach:
+            await session.close()
         self.streams.unregister(session)
         self.life.emit(w, "exec_die", {"exec_id": session.id, "exit_code": str(code)})
 
@@ -218,11 +225,12 @@ class Engine:
         tail: int | None,
         follow: bool,
         streams: set[int],
+        whole: bool,
     ) -> AsyncGenerator[tuple[int, int, bytes], None]:
         """(time, stream, bytes) in the order of writing."""
         entry = self.find(text)
         return self.streams.logs(
-            entry, since=since, until=until, tail=tail, follow=follow, streams=streams
+            entry, since=since, until=until, tail=tail, follow=follow, streams=streams, whole=whole
         )
 
     async def resize(self, text: str, columns: int, rows: int, exec_id: str | None) -> None:

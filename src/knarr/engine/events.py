@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from knarr.model.state import Event
 from knarr.store.db import Database, EventRow
@@ -30,7 +30,7 @@ class Follower:
         self._queue: deque[Event] = deque(maxlen=_QUEUE)
         self._ready = asyncio.Event()
 
-    def __enter__(self) -> Follower:
+    def __enter__(self) -> Self:
         self._log.followers.add(self)
         return self
 

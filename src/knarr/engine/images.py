@@ -114,7 +114,9 @@ class Images:
         wanted = names.parse_platform(platform) if platform else names.host_platform()
 
         def work(job: _Job) -> list[Image]:
-            known = auth.Credentials(username=credentials[0], password=credentials[1]) if credentials else None
+            known = (
+                auth.Credentials(username=credentials[0], password=credentials[1]) if credentials else None
+            )
             source = registry.resolve(parsed, wanted, known, insecure)
             return [self.store.ingest(source, job, job.cancel)]
 

@@ -12,10 +12,10 @@ import msgspec
 
 from knarr.engine.driver import Workload
 
-# msgspec reads the hints when the decoders are made
-from knarr.model.resource import Attachment, Image  # noqa: TC001
-from knarr.model.state import Status  # noqa: TC001
-from knarr.model.workload import PortMapping, Process, WorkloadSpec  # noqa: TC001
+# msgspec reads the hints when the decoders are made, so these are no type-checking imports
+from knarr.model.resource import Attachment, Image
+from knarr.model.state import Status
+from knarr.model.workload import PortMapping, Process, WorkloadSpec
 
 
 @dataclass(kw_only=True, slots=True)

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Protocol
+import time
+from typing import TYPE_CHECKING, Any, Protocol
 
 from knarr.engine import merge
 from knarr.keeper.logs import LogReader
 from knarr.model.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
     from knarr.engine.driver import ExecSession, ExitResult, Stdin
     from knarr.engine.lifecycle import Lifecycle
     from knarr.engine.table import Entry
+
+
+Piece = tuple[int, int, bytes]
+"""(time, stream, bytes)"""
+_TURN = 16
+_JOINED = 64 << 10
 
 
 class Terminal(Protocol):
@@ -74,7 +81,7 @@ class AttachTerminal:
         self.stdin: Stdin | None = None
 
     async def output(self) -> AsyncIterator[tuple[int, bytes]]:
-        async for _, stream, data in follow(self._life, self._entry, self._reader, self._exited):
+        async for _, stream, data in _follow(self._life, self._entry, self._reader, self._exited, {}):
             yield stream, data
 
     async def result(self) -> int:
@@ -128,9 +135,9 @@ class Streams:
         w = entry.w
         if not start and not w.status.running:
             raise Conflict(f"workload {w.name!r} is not running", hint="start it, or attach with start")
-        reader = LogReader(_log_folder(entry))
+        reader = LogReader(os.path.join(w.dir, "log"))
         if not logs:
-            reader.seek_end()
+            reader.position = reader.end()
         terminal = AttachTerminal(self._life, entry, reader)
         try:
             if start:
@@ -148,3 +155,105 @@ class Streams:
             return await self._life.driver(entry.w).stdin(entry.w)
         except Conflict:
             return None
+
+    async def logs(
+        self,
+        entry: Entry,
+        *,
+        since: int | None,
+        until: int | None,
+        tail: int | None,
+        follow: bool,
+        streams: set[int],
+        whole: bool,
+    ) -> AsyncGenerator[Piece, None]:
+        """`whole`: pieces keep the times at which they were written, else neighbours are joined."""
+        if not entry.w.status.alive and entry.w.started:
+            await self._life.drained(entry)
+        wanted = {"since": since or 0, "until": until, "tail": tail if tail is None or tail >= 0 else None}
+        reader = LogReader(os.path.join(entry.w.dir, "log"))
+        exited = entry.next_exit()
+        try:
+            if follow and entry.w.status.alive:
+                pieces = _follow(self._life, entry, reader, exited, wanted, whole=whole)
+            else:
+                pieces = _present(reader, wanted, whole=whole)
+            async for piece in pieces:
+                if piece[1] in streams:
+                    yield piece
+        finally:
+            exited.cancel()
+            reader.close()
+
+
+async def _present(reader: LogReader, wanted: dict[str, Any], *, whole: bool) -> AsyncGenerator[Piece, None]:
+    """What is in the files now."""
+    pieces = reader.read(**wanted)
+    for count, piece in enumerate(pieces if whole else _join(pieces), 1):
+        yield piece
+        if count % _TURN == 0:
+            # a client that takes all at once never makes us wait, but others want their turn
+            await asyncio.sleep(0)
+
+
+async def _follow(
+    life: Lifecycle,
+    entry: Entry,
+    reader: LogReader,
+    exited: asyncio.Future[ExitResult],
+    wanted: dict[str, Any],
+    *,
+    whole: bool = False,
+) -> AsyncGenerator[Piece, None]:
+    """What is there and what comes, until the run has ended and its last byte is in the files."""
+    until = wanted.get("until")
+    complete = False
+    while True:
+        reader.changed()
+        async for piece in _present(reader, wanted, whole=whole):
+            yield piece
+        wanted = {**wanted, "tail": None}
+        if complete:
+            return
+        if exited.done():
+            await life.drained(entry)
+            complete = True
+        else:
+            complete = not await _news(reader.fileno(), exited, until)
+
+
+async def _news(fd: int, exited: asyncio.Future[ExitResult], until: int | None) -> bool:
+    """Wait for the mover or the end; False when the time is over."""
+    loop = asyncio.get_running_loop()
+    woken: asyncio.Future[None] = loop.create_future()
+
+    def wake(*_: object) -> None:
+        if not woken.done():
+            woken.set_result(None)
+
+    # registered only while waiting: a descriptor that stays readable would keep the loop busy
+    loop.add_reader(fd, wake)
+    exited.add_done_callback(wake)
+    left = None if until is None else max(0.0, (until - time.time_ns()) / 1e9)
+    try:
+        done, _ = await asyncio.wait({woken}, timeout=left)
+        return bool(done)
+    finally:
+        loop.remove_reader(fd)
+        exited.remove_done_callback(wake)
+
+
+def _join(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Neighbours of one stream as one piece: a chatty program's index has a record for every few bytes."""
+    joined: list[bytes] = []
+    size, first, current = 0, 0, 0
+    for moment, stream, data in pieces:
+        if joined and (stream != current or size + len(data) > _JOINED):
+            yield first, current, b"".join(joined)
+            joined, size = [], 0
+        if not joined:
+            first, current = moment, stream
+        joined.append(data)
+        size += len(data)
+    if joined:
+        yield first, current, b"".join(joined)

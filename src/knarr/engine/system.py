@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import platform
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import knarr
-from knarr.kernel import facts
+from knarr.keeper import roles
 from knarr.model import codec
+from knarr.model.errors import Failed
 
 if TYPE_CHECKING:
     from knarr.engine.driver import Driver
     from knarr.engine.table import Table
     from knarr.images.store import ImageStore
+    from knarr.kernel import facts
     from knarr.model.workload import Isolation
     from knarr.store.state import StateDir
 
@@ -60,7 +66,7 @@ class System:
             "images": {"total": len(self._images.list()), **self._images.usage()},
             "walls": {kind.value: await _describe(driver) for kind, driver in self._drivers.items()},
             "facts": codec.to_json(self._host),
-            "checks": checks(),
+            "checks": await checks(),
         }
 
 
@@ -70,9 +76,27 @@ async def _describe(driver: Driver) -> dict[str, Any]:
     return dict(await describe()) if describe is not None else {}
 
 
-def checks() -> list[dict[str, Any]]:
-    """name, ok, detail, remedy of everything that is needed, found by trying."""
+_CHECKS = "import json; from knarr.kernel import facts; print(json.dumps(facts.checks()))"
+_PATIENCE = 30.0
+
+
+async def checks() -> list[dict[str, Any]]:
+    """name, ok, detail, remedy of everything that is needed, found by trying.
+
+    In a process of its own: trying namespaces forks, which a process with threads must not.
+    """
+    code = f"import sys; sys.path[:0] = [{roles.SOURCE!r}]; {_CHECKS}"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-IS", "-c", code, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
+    try:
+        out, _ = await asyncio.wait_for(process.communicate(), _PATIENCE)
+    except TimeoutError as error:
+        process.kill()
+        raise Failed(f"checking the host took over {_PATIENCE:.0f} s") from error
+    if process.returncode:
+        raise Failed(f"checking the host ended with {process.returncode}", hint="see ROOT/daemon.log")
     return [
         {"name": name, "ok": ok, "detail": detail, "remedy": remedy}
-        for name, ok, detail, remedy in facts.checks()
+        for name, ok, detail, remedy in json.loads(out)
     ]

@@ -62,7 +62,9 @@ def workload(number: int = 1, **fields) -> Workload:
 def test_records_come_back_whole():
     w = workload(process=Process(args=("sh",), env=("A=b",)))
     w.status = Status.RUNNING
-    w.attachment = Attachment(address="10.0.0.2", prefix=16, gateway="10.0.0.1", mac="m", bridge="b", link="l")
+    w.attachment = Attachment(
+        address="10.0.0.2", prefix=16, gateway="10.0.0.1", mac="m", bridge="b", link="l"
+    )
     w.ports = (PortMapping(container_port=80, host_port=8080),)
     w.private = {"uid": 5, "nested": {"a": [1]}}
     back = records.decode(w.id, w.name, w.dir, records.encode_fixed(w), records.encode_state(w))
@@ -155,14 +157,20 @@ BAD = [
     ({"rlimits": (Rlimit(name="nofile", soft=-1, hard=1),)}, Invalid),
     ({"ports": (PortMapping(container_port=0),)}, Invalid),
     ({"ports": (PortMapping(container_port=1, protocol="sctp"),)}, Invalid),
-    ({"ports": (PortMapping(container_port=1, host_port=5), PortMapping(container_port=2, host_port=5))}, Invalid),
+    (
+        {"ports": (PortMapping(container_port=1, host_port=5), PortMapping(container_port=2, host_port=5))},
+        Invalid,
+    ),
     ({"security": Security(seccomp="mine")}, Invalid),
     ({"mounts": (Mount(kind=MountKind.BIND, target="/a", source="rel"),)}, Invalid),
     ({"mounts": (Mount(kind=MountKind.BIND, target="a", source="/x"),)}, Invalid),
     ({"mounts": (Mount(kind=MountKind.BIND, target="/a", source="/x", options=("shared", "foo")),)}, Invalid),
     ({"mounts": (Mount(kind=MountKind.TMPFS, target="/a", options=("size=x",)),)}, Invalid),
     ({"mounts": (Mount(kind=MountKind.TMPFS, target="/a/../proc"),)}, Invalid),
-    ({"mounts": (Mount(kind=MountKind.TMPFS, target="/a"), Mount(kind=MountKind.TMPFS, target="//a/"))}, Invalid),
+    (
+        {"mounts": (Mount(kind=MountKind.TMPFS, target="/a"), Mount(kind=MountKind.TMPFS, target="//a/"))},
+        Invalid,
+    ),
     ({"mounts": (Mount(kind=MountKind.VOLUME, target="/a", source="v"),)}, Unsupported),
 ]
 

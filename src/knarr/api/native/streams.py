@@ -163,6 +163,7 @@ async def logs(call: Call) -> web.StreamResponse:
         tail=query["tail"],
         follow=query["follow"],
         streams={stream for stream, on in wanted.items() if on},
+        whole=query["timestamps"],
     )
     stamper = Stamper() if query["timestamps"] else None
     response = web.StreamResponse(headers={"Content-Type": FRAMES})

@@ -12,7 +12,6 @@ import os
 from typing import TYPE_CHECKING, TypeVar
 
 from knarr.engine.driver import PathStat
-from knarr.kernel import archive
 from knarr.model.errors import Conflict, Denied, Invalid, KnarrError, NotFound
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ T = TypeVar("T")
 
 
 async def stat_path(root: int, name: str, path: str) -> PathStat:
+    from knarr.kernel import archive
+
     found = await _in_thread(name, path, lambda: archive.stat_path(root, path))
     return PathStat(
         name=found.name, size=found.size, mode=found.mode, mtime=found.mtime, link_target=found.link_target
@@ -34,6 +35,8 @@ async def get(root: int, name: str, path: str, write: Callable[[bytes], Awaitabl
     def push(data: bytes) -> None:
         asyncio.run_coroutine_threadsafe(_awaited(write(data)), loop).result()
 
+    from knarr.kernel import archive
+
     await _in_thread(name, path, lambda: archive.pack(root, path, push))
 
 
@@ -42,6 +45,8 @@ async def put(root: int, name: str, path: str, read: Callable[[], Awaitable[byte
 
     def pull() -> bytes:
         return asyncio.run_coroutine_threadsafe(_awaited(read()), loop).result()
+
+    from knarr.kernel import archive
 
     await _in_thread(name, path, lambda: archive.unpack(root, path, pull))
 

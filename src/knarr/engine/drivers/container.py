@@ -6,6 +6,7 @@ walls (`engine.lifecycle`).
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,10 @@ from knarr.containers import plan as planner
 from knarr.engine.driver import ExitResult, PathStat, Services, Stats, Workload
 from knarr.engine.drivers import archives
 from knarr.engine.drivers.execs import ContainerExec
+from knarr.engine.drivers.failures import start_failure
 from knarr.engine.drivers.pipes import set_size
 from knarr.engine.drivers.stdin import StdinTable
+from knarr.keeper.link import KeeperError
 from knarr.kernel import cgroups
 from knarr.model import names, state
 from knarr.model.errors import Conflict
@@ -35,7 +38,7 @@ class ContainerDriver:
 
     def __init__(self, services: Services) -> None:
         self._s = services
-        self._stdin = StdinTable(services.keeper.holder)
+        self._stdin = StdinTable(services.holder)
 
     # before the start
 
@@ -95,7 +98,10 @@ class ContainerDriver:
             "tty": w.spec.tty,
             "log": os.path.join(w.dir, "log"),
         }
-        return await self._s.keeper.start(w.id, plan, fds, streams)
+        try:
+            return await self._s.keeper.start(w.id, plan, fds, streams)
+        except KeeperError as error:
+            raise start_failure(w.name, w.process.args[0], error) from error
 
     async def adopt(self, w: Workload) -> None:
         """Everything that lives is with keeper and holder already."""
@@ -110,12 +116,20 @@ class ContainerDriver:
         self._s.network.disconnect(w)
 
     def _groups(self, w: Workload) -> dict[str, str]:
-        return cgroups.group_paths(self._s.facts.cgroups, self._s.instance, w.id)
+        return planner.groups(self._s.facts, self._s.instance, w.id)
 
     # while it runs
 
     async def signal(self, w: Workload, signum: int) -> None:
-        await self._s.keeper.signal(w.id, signum)
+        await self._send(w, signum, None)
+
+    async def _send(self, w: Workload, signum: int, exec_id: str | None) -> None:
+        """To one that has just ended: its exit is on the way."""
+        try:
+            await self._s.keeper.signal(w.id, signum, exec_id)
+        except KeeperError as error:
+            if error.errno != errno.ESRCH:
+                raise
 
     async def exec(
         self, w: Workload, spec: ExecSpec, process: Process, *, detach: bool = False
@@ -131,12 +145,15 @@ class ContainerDriver:
         ended = self._s.execs.expect(exec_id)
         try:
             _, fds = await self._s.keeper.exec(w.id, exec_id, plan, {}, streams)
+        except KeeperError as error:
+            ended.cancel()
+            raise start_failure(w.name, process.args[0], error) from error
         except BaseException:
             ended.cancel()
             raise
 
         async def send_signal(signum: int) -> None:
-            await self._s.keeper.signal(w.id, signum, exec_id)
+            await self._send(w, signum, exec_id)
 
         return ContainerExec(exec_id, fds, ended, send_signal)
 
@@ -144,7 +161,7 @@ class ContainerDriver:
         return self._stdin.take(w.id, w.name, tty=w.spec.tty)
 
     async def resize(self, w: Workload, columns: int, rows: int) -> None:
-        master = self._s.keeper.holder.get(f"log/{w.id}/tty")
+        master = self._s.holder.get(f"log/{w.id}/tty")
         if master is None:
             raise Conflict(f"workload {w.name!r} has no terminal any more")
         try:
@@ -153,15 +170,15 @@ class ContainerDriver:
             os.close(master)
 
     async def stats(self, w: Workload) -> Stats:
-        usage = cgroups.usage(self._groups(w))
+        usage = cgroups.stats(self._groups(w))
         received, sent = _traffic(w)
         return Stats(
-            cpu_ns=usage.cpu_ns or 0,
-            memory=usage.memory or 0,
+            cpu_ns=usage.cpu_ns,
+            memory=usage.memory,
             memory_limit=w.spec.resources.memory or 0,
-            pids=usage.pids or 0,
-            read_bytes=usage.block_read or 0,
-            write_bytes=usage.block_written or 0,
+            pids=usage.pids,
+            read_bytes=usage.read_bytes,
+            write_bytes=usage.write_bytes,
             rx_bytes=received,
             tx_bytes=sent,
         )
@@ -188,7 +205,7 @@ class ContainerDriver:
         else:
             upper, work = (os.path.join(w.dir, name) for name in ("upper", "work"))
             await keeper.mount(w.image.rootfs)
-            fd = await keeper.root(rootfs=w.image.rootfs, upper=upper, work=work)
+            fd = await keeper.root(tree_id=w.image.rootfs.tree_id, upper=upper, work=work)
         stack.callback(os.close, fd)
         return fd
 

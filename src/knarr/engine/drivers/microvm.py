@@ -1,0 +1,390 @@
+"""The microVM wall: the same image, the same verbs, behind a kernel of its own.
+
+What a container's verbs do with system calls, these do with messages to the guest's agent. Exit codes come from
+the file that QEMU appends to before the machine is gone. Out of scope: booting (`drivers.vm_boot`), the guest's
+side (`csrc/agent`), what is the same for all walls (`engine.lifecycle`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, TypeVar
+
+from knarr.engine.driver import ExitResult, PathStat, Services, Stats, Workload
+from knarr.engine.drivers import vm_boot
+from knarr.engine.drivers.vm_streams import VmExec, VmStdinTable
+from knarr.kernel import caps, facts, seccomp
+from knarr.machines import disks, folders, jail, plan, request, status, wire
+from knarr.machines.agent import Agent, AgentGone
+from knarr.machines.kernels import GuestKernel, KernelStore
+from knarr.model import names, state
+from knarr.model.errors import Conflict, Failed, KnarrError, Unsupported
+from knarr.model.workload import NetworkMode, Process
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from knarr.engine.driver import ExecSession, Stdin
+    from knarr.model.resource import Image
+    from knarr.model.workload import ExecSpec, WorkloadSpec
+
+T = TypeVar("T")
+_SILENCE = 5.0
+"""seconds between SIGKILL to the workload inside and SIGKILL to a QEMU whose agent does nothing"""
+_CONFIRM_PAUSES = (0.002, 0.005, 0.01, 0.02, 0.05)
+_CONFIRM_SECONDS = 60.0
+
+
+class MicrovmDriver:
+    """`driver.Driver` for `isolation = microvm`."""
+
+    def __init__(self, services: Services) -> None:
+        self._s = services
+        self._kernels = KernelStore(services.root, facts.native_program("agent"))
+        self._kernel_lock = asyncio.Lock()
+        self._boot = vm_boot.Booter(services)
+        self._stdin = VmStdinTable(services.keeper.holder)
+        self._agents: dict[str, Agent] = {}
+        self._uids: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # before the start
+
+    def check(self, spec: WorkloadSpec, image: Image) -> tuple[str, ...]:
+        del image
+        if spec.network is NetworkMode.HOST:
+            raise Unsupported(
+                "isolation microvm can't do network host: a machine has a network stack of its own",
+                hint="use the default bridge, or none",
+            )
+        if spec.resources.cpuset is not None:
+            raise Unsupported(
+                "isolation microvm can't do cpuset: it has virtual cpus", hint="limit it by a number of cpus"
+            )
+        for mount in folders.wanted(spec.mounts):
+            if any(option in ("shared", "rshared", "slave", "rslave") for option in mount.options):
+                raise Unsupported(f"isolation microvm can't propagate mounts below {mount.target!r}")
+        return ()
+
+    def plan(self, w: Workload) -> tuple[str, ...]:
+        kernel = self._kernels.current() or GuestKernel(version="?", vmlinux="/kernel/vmlinux", initramfs="?")
+        machine = plan.MachineInput(
+            kernel=kernel,
+            accel="tcg",
+            tsc_khz=0,
+            resources=w.spec.resources,
+            stdin=w.spec.stdin_open,
+            tty=w.process.tty,
+            attachment=w.attachment,
+        )
+        box = jail.Jail(root=f"{self._s.root}/jails/qemu", program=plan.QEMU)
+        steps = self._boot.describe(
+            vm_boot.Boot(key=w.id, machine=machine, records=(), uid=0), box
+        ).describe()
+        return (*steps, *(f"guest: {line}" for line in request.describe(self._guest(w, ()))))
+
+    async def prepare(self, w: Workload) -> None:
+        await asyncio.to_thread(disks.make_upper, self._s.root, os.path.join(w.dir, "upper.img"))
+
+    async def remove(self, w: Workload) -> None:
+        """All of it lies in `w.dir`."""
+
+    async def _kernel(self, w: Workload) -> GuestKernel:
+        async with self._kernel_lock:
+            own = w.spec.kernel
+            if own is not None:
+                return await asyncio.to_thread(self._kernels.bring, own)
+            return await asyncio.to_thread(self._kernels.fetch)
+
+    def _guest(self, w: Workload, binds: tuple[folders.Folder, ...]) -> request.GuestInput:
+        process, etc = w.process, self._s.network.etc_files(w) if w.attachment or w.pid else {}
+        return request.GuestInput(
+            process=process,
+            hostname=w.hostname,
+            capability_mask=caps.mask(process.capabilities),
+            seccomp=_filter(process),
+            mounts=w.spec.mounts,
+            folders=binds,
+            read_only=w.spec.read_only,
+            privileged=w.spec.security.privileged,
+            stdin=w.spec.stdin_open,
+            attachment=w.attachment,
+            resources=w.spec.resources,
+            etc=tuple((target, _content(source)) for target, source in etc.items()),
+        )
+
+    # start and end
+
+    async def start(self, w: Workload) -> int:
+        kernel = await self._kernel(w)
+        chosen = await self._boot.accelerator(kernel)
+        async with AsyncExitStack() as undo:
+            tap = await self._s.network.connect(w, vm=True)
+            undo.callback(self._s.network.disconnect, w)
+            undo.callback(self._let_go, w)
+            if tap is not None:
+                undo.callback(os.close, tap)
+            binds = await vm_boot.stat_binds(w.spec.mounts)
+            guest = self._guest(w, folders.guest_folders(binds))
+            machine = plan.MachineInput(
+                kernel=kernel,
+                accel=chosen.kind,
+                tsc_khz=chosen.tsc_khz,
+                resources=w.spec.resources,
+                attachment=w.attachment,
+                stdin=w.spec.stdin_open,
+                tty=w.process.tty,
+                folders=tuple(item.tag for item in guest.folders),
+            )
+            log = os.path.join(w.dir, "log")
+            boot = vm_boot.Boot(
+                key=w.id,
+                machine=machine,
+                records=request.start_records(guest, time_ns=time.time_ns(), seed=os.urandom(64)),
+                uid=self._uid(w),
+                binds=binds,
+                log=log,
+                tap=tap,
+            )
+            w.private.update(kernel=kernel.version, accel=chosen.kind, servers=len(binds), base=_sizes(log))
+            w.private["memory"] = plan.memory_class(w.spec.resources.memory)
+            self._s.save(w)
+            w.exit_hook = lambda _status: not status.read(w.dir).began
+            pid = await self._run(w, boot)
+            undo.pop_all()
+        if tap is not None:
+            os.close(tap)
+        return pid
+
+    async def _run(self, w: Workload, boot: vm_boot.Boot) -> int:
+        """Boot, then wait until the program runs; a program that could not be executed is an error here."""
+        pid, agent = await self._boot.boot(w, boot)
+        self._take_up(w, agent)
+        try:
+            await agent.started()
+        except AgentGone as error:
+            # the machine may have ended by itself before its first words arrived: the file knows
+            told = status.read(w.dir)
+            if not told.began:
+                await self._boot.destroy(w.id, len(boot.binds))
+                raise _start_error(told) or error from error
+        except BaseException:
+            await self._boot.destroy(w.id, len(boot.binds))
+            raise
+        w.exit_hook = None
+        return pid
+
+    def _uid(self, w: Workload) -> int:
+        found = vm_boot.uid_of(self._s.instance, w.id, set(self._uids.values()))
+        self._uids[w.id] = w.private["uid"] = found
+        return found
+
+    def _take_up(self, w: Workload, agent: Agent) -> None:
+        self._agents[w.id] = agent
+        self._spawn(self._confirm(w, agent))
+
+    async def adopt(self, w: Workload) -> None:
+        if "uid" in w.private:
+            self._uids[w.id] = int(w.private["uid"])
+        fd = self._s.keeper.holder.get(f"agent/{w.id}")
+        if fd is None:
+            raise Failed(f"the channel to machine {w.name!r} is gone", hint="kill it and start it again")
+        agent = Agent(fd)
+        self._take_up(w, agent)
+        self._spawn(self._settle(w, agent))
+
+    async def _settle(self, w: Workload, agent: Agent) -> None:
+        """A daemon that died between boot and request leaves a machine without workload: it can't go on."""
+        found = await agent.hello(vm_boot.deadline(w.private.get("accel", "tcg")))
+        if found is wire.State.BOOTED and not status.read(w.dir).told:
+            await asyncio.sleep(_SILENCE)
+            if not status.read(w.dir).told:
+                await self._s.keeper.signal(w.id, signal.SIGKILL)
+
+    async def _confirm(self, w: Workload, agent: Agent) -> None:
+        """Let an ended machine go once all it says it wrote has come through QEMU's pipes into the log."""
+        ended = await agent.ended
+        base = w.private.get("base", [0, 0])
+        wanted = [start + wire.number(ended, name) for start, name in zip(base, ("out", "err"), strict=True)]
+        for pause in (*_CONFIRM_PAUSES, *([0.1] * int(_CONFIRM_SECONDS / 0.1))):
+            if all(
+                have >= want for have, want in zip(_sizes(os.path.join(w.dir, "log")), wanted, strict=True)
+            ):
+                break
+            await asyncio.sleep(pause)
+        agent.power_off()
+
+    async def exited(self, w: Workload, wait_status: int) -> ExitResult:
+        told = status.read(w.dir)
+        if told.exit_code is not None:
+            return ExitResult(code=told.exit_code, oom_killed=told.oom)
+        if wait_status > 0 and wait_status & 0x7F:
+            return ExitResult(code=state.exit_code(wait_status), oom_killed=told.oom)
+        return ExitResult(code=state.EXIT_UNKNOWN, oom_killed=told.oom)
+
+    async def cleanup(self, w: Workload) -> None:
+        self._let_go(w)
+        for index in range(int(w.private.get("servers", 0))):
+            try:
+                await self._s.keeper.signal(folders.server_id(w.id, index), signal.SIGKILL)
+            except OSError:
+                continue  # it ended with its machine
+        self._s.network.disconnect(w)
+
+    def _let_go(self, w: Workload) -> None:
+        agent = self._agents.pop(w.id, None)
+        if agent is not None:
+            agent.close()
+        self._stdin.drop(w.id)
+        self._uids.pop(w.id, None)
+        self._boot.forget_sockets(w.id)
+        w.exit_hook = None
+
+    def _agent(self, w: Workload) -> Agent:
+        agent = self._agents.get(w.id)
+        if agent is None or agent.closed:
+            raise Conflict(f"machine {w.name!r} does not answer", hint="it is ending, or has to be killed")
+        return agent
+
+    # while it runs
+
+    async def signal(self, w: Workload, signum: int) -> None:
+        agent = self._agents.get(w.id)
+        if agent is not None:
+            agent.signal(signum)
+        if signum == signal.SIGKILL:
+            self._spawn(self._kill_if_silent(w, 0.0 if agent is None or agent.closed else _SILENCE))
+
+    async def _kill_if_silent(self, w: Workload, patience: float) -> None:
+        """A workload that died by its SIGKILL has told so; then only its machine's end is slow."""
+        pid = w.pid
+        await asyncio.sleep(patience)
+        if w.pid == pid and w.status.running and status.read(w.dir).exit_code is None:
+            await self._s.keeper.signal(w.id, signal.SIGKILL)
+
+    async def exec(
+        self, w: Workload, spec: ExecSpec, process: Process, *, detach: bool = False
+    ) -> ExecSession:
+        records = (
+            *request.process_records(process, caps.mask(process.capabilities), _filter(process)),
+            ("stdin", b"%d" % (spec.stdin_open and not detach)),
+            ("detach", b"%d" % detach),
+        )
+        return VmExec(names.new_id(), await self._agent(w).exec(records), tty=process.tty)
+
+    async def stdin(self, w: Workload) -> Stdin:
+        return self._stdin.take(w.id, w.name, tty=w.process.tty)
+
+    async def resize(self, w: Workload, columns: int, rows: int) -> None:
+        self._agent(w).resize(columns, rows)
+
+    async def stats(self, w: Workload) -> Stats:
+        told = await self._agent(w).ask("stats")
+        read, written = status.disk_traffic(told.get("io", b""))
+        received, sent = status.net_traffic(told.get("net", b""))
+        return Stats(
+            cpu_ns=max(0, wire.number(told, "cpu_ns")),
+            memory=max(0, wire.number(told, "memory")),
+            memory_limit=w.spec.resources.memory or 0,
+            pids=max(0, wire.number(told, "pids")),
+            read_bytes=read,
+            write_bytes=written,
+            rx_bytes=received,
+            tx_bytes=sent,
+        )
+
+    # files
+
+    async def stat_path(self, w: Workload, path: str) -> PathStat:
+        async with AsyncExitStack() as stack:
+            agent = await self._files(w, stack)
+            size, mode, mtime, name, target = await _named(w, agent.stat_path(path))
+        return PathStat(name=name, size=size, mode=mode, mtime=mtime, link_target=target)
+
+    async def archive_get(self, w: Workload, path: str, write: Callable[[bytes], Awaitable[None]]) -> None:
+        async with AsyncExitStack() as stack:
+            agent = await self._files(w, stack)
+            await _named(w, agent.archive("get", path, write))
+
+    async def archive_put(self, w: Workload, path: str, read: Callable[[], Awaitable[bytes]]) -> None:
+        async with AsyncExitStack() as stack:
+            agent = await self._files(w, stack)
+            await _named(w, agent.unpack(path, read))
+
+    async def _files(self, w: Workload, stack: AsyncExitStack) -> Agent:
+        """The running machine, or one booted without the workload for as long as the stack is open."""
+        if w.status.running:
+            return self._agent(w)
+        kernel = await self._kernel(w)
+        chosen = await self._boot.accelerator(kernel)
+        key = f"{w.id}.cp"
+        boot = vm_boot.Boot(
+            key=key,
+            machine=plan.MachineInput(kernel=kernel, accel=chosen.kind, tsc_khz=chosen.tsc_khz),
+            records=request.idle_records(time_ns=time.time_ns(), seed=os.urandom(64)),
+            uid=vm_boot.uid_of(self._s.instance, w.id, set(self._uids.values())),
+        )
+        _, agent = await self._boot.boot(w, boot)
+        stack.push_async_callback(self._end_idle, key, agent)
+        await agent.started()
+        return agent
+
+    async def _end_idle(self, key: str, agent: Agent) -> None:
+        agent.signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(asyncio.shield(agent.ended), _SILENCE)
+        except (KnarrError, TimeoutError):
+            pass
+        agent.close()
+        await self._boot.destroy(key)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(_quietly(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _quietly(work: Awaitable[None]) -> None:
+    """Work beside whose failure means that the machine is gone, which its exit tells anyway."""
+    try:
+        await work
+    except (KnarrError, OSError):
+        return
+
+
+async def _named(w: Workload, work: Awaitable[T]) -> T:
+    try:
+        return await work
+    except KnarrError as error:
+        raise type(error)(f"{w.name}:{error.message}", hint=error.hint) from error
+
+
+def _start_error(told: status.Told) -> KnarrError | None:
+    if told.failure is None:
+        return None
+    code, text = told.failure
+    return Failed(text, exit_code=code)
+
+
+def _filter(process: Process) -> bytes:
+    return seccomp.default_filter(frozenset(process.capabilities)) if process.seccomp else b""
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(1 << 20)
+
+
+def _sizes(log: str) -> list[int]:
+    return [_size(os.path.join(log, name)) for name in ("out", "err")]
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
