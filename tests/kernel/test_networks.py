@@ -37,6 +37,8 @@ pytestmark = [
         ("scenarios", "adoption"),
         ("scenarios", "instances"),
         ("scenarios", "given_namespace"),
+        ("scenarios", "nft_program"),
+        ("scenarios", "forward_drop"),
         ("spoofing", "spoofing"),
         ("names", "names"),
     ],
