@@ -213,6 +213,11 @@ static int make_streams(struct session *s, int far[3])
 	far[0] = far[1] = far[2] = -1;
 	if (s->op == 'x' && request_number(s->q, "tty", 0))
 		return 0;
+	if (request_number(s->q, "detach", 0)) { /* nobody will read or write: it outlives the daemon that asked */
+		for (int i = 0; i < 3; i++)
+			far[i] = open("/dev/null", O_RDWR | O_CLOEXEC);
+		return far[2] < 0 ? -1 : 0;
+	}
 	for (int i = 1; i < 3; i++) {
 		if (pipe2(pair, O_CLOEXEC) < 0)
 			return -1;
@@ -341,7 +346,6 @@ static void reap(void)
 			if (s->pid == pid) {
 				s->exited = 1;
 				s->code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-				/* a terminal has no end of file while the master's other side is held by a stray process */
 				session_ended(s);
 				break;
 			}
@@ -781,6 +785,29 @@ static int alive(struct session *wanted)
 	return 0;
 }
 
+/* An ended process may leave others that hold its streams; what it wrote itself is there by now, more is not waited for. */
+static void close_quiet(struct session *s)
+{
+	int *const mine[] = { &s->out[0], &s->out[1], &s->master };
+	for (int i = 0; i < 3; i++) {
+		struct pollfd p = { *mine[i], POLLIN, 0 };
+		if (*mine[i] >= 0 && poll(&p, 1, 0) == 0)
+			close_fd(mine[i]);
+	}
+}
+
+static void end_sessions(void)
+{
+	struct session *next;
+	for (struct session *s = sessions; s; s = next) {
+		next = s->next;
+		if (s == &workload || !s->exited)
+			continue;
+		close_quiet(s);
+		session_ended(s);
+	}
+}
+
 static void drain_signals(int children)
 {
 	struct signalfd_siginfo info[8];
@@ -812,6 +839,7 @@ static void flush_all(void)
 		if (stream[i].len && ports[i] >= 0)
 			bytes_flush(&stream[i], ports[i]);
 	workload_ended();
+	end_sessions();
 }
 
 static void loop(int children)

@@ -1,7 +1,7 @@
 """KVM or TCG, found by trying: a /dev/kvm can be there and useless, and only a real kernel shows it.
 
-The stock guest kernel is booted under KVM until its agent answers, for at most 1.5 s. The answer is remembered
-per boot of the host and kernel, with its reason as text. Out of scope: using it (`machines.plan`).
+The stock guest kernel is booted under KVM until its agent answers, for at most 1.5 s. The answer is
+remembered per boot of the host and kernel, with its reason as text. Out of scope: using it (`machines.plan`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The keeper's plan for a jailed QEMU or virtiofsd: namespaces, the small root, an own user, no privileges."""
+"""The keeper's plan for a jailed QEMU or virtiofsd: namespaces, small root, own user, no privileges."""
 
 from __future__ import annotations
 

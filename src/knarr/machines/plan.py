@@ -7,7 +7,9 @@ QEMU sees an almost empty root. Out of scope: what the guest is told (`machines.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
 from dataclasses import dataclass, field
 
 from knarr.machines.kernels import GuestKernel
@@ -47,6 +49,16 @@ class MachineInput:
     folders: tuple[str, ...] = ()
     """tags of virtiofs devices; descriptor FOLDERS + index is connected to each one's server"""
     name: str = "knarr"
+
+
+def in_jail(machine: MachineInput, program: str) -> MachineInput:
+    """The same machine with its paths as they are inside: the kernel's folder is bound at /kernel."""
+    kernel = GuestKernel(
+        version=machine.kernel.version,
+        vmlinux=f"/kernel/{os.path.basename(machine.kernel.vmlinux)}",
+        initramfs=f"/kernel/{os.path.basename(machine.kernel.initramfs)}",
+    )
+    return dataclasses.replace(machine, kernel=kernel, qemu=program)
 
 
 def memory_class(limit: int | None) -> int:

@@ -91,6 +91,24 @@ def start_records(guest: GuestInput, *, time_ns: int, seed: bytes) -> Records:
     )
 
 
+def describe(guest: GuestInput) -> tuple[str, ...]:
+    """What the agent will do, as text."""
+    lines = ["image, pool and writable layer become one root"]
+    if guest.attachment is not None:
+        lines.append(f"address {guest.attachment.address}/{guest.attachment.prefix} on eth0")
+    lines += [f"limit {name} {value.decode()}" for name, value in limit_records(guest.resources)]
+    lines.append("new namespaces: mount, pid, uts, ipc, cgroup")
+    lines += [_describe_mount(item) for item in _mounts(guest)]
+    lines += [f"{name} {value.decode()}" for name, value in _guards(privileged=guest.privileged)]
+    lines.append(f"user {guest.process.user or 'root'}, looked up inside")
+    return (*lines, f"exec {' '.join(guest.process.args)}")
+
+
+def _describe_mount(item: bytes) -> str:
+    _, kind, _, target, flags, *_ = (os.fsdecode(part) for part in item.split(b"\0"))
+    return f"mount {kind} at {target}{' read-only' if int(flags) & MS_RDONLY else ''}"
+
+
 def idle_records(*, time_ns: int, seed: bytes) -> Records:
     """The START of a machine that only serves archives of a stopped workload."""
     return (("time", b"%d" % time_ns), ("seed", seed), ("idle", b"1"))

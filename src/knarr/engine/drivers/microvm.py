@@ -1,8 +1,8 @@
 """The microVM wall: the same image, the same verbs, behind a kernel of its own.
 
-What a container's verbs do with system calls, these do with messages to the guest's agent. Exit codes come from
-the file that QEMU appends to before the machine is gone. Out of scope: booting (`drivers.vm_boot`), the guest's
-side (`csrc/agent`), what is the same for all walls (`engine.lifecycle`).
+What a container's verbs do with system calls, these do with messages to the guest's agent. Exit codes come
+from the file that QEMU appends to before the machine is gone. Out of scope: booting (`drivers.vm_boot`), the
+guest's side (`csrc/agent`), what is the same for all walls (`engine.lifecycle`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class MicrovmDriver:
         self._kernels = KernelStore(services.root, facts.native_program("agent"))
         self._kernel_lock = asyncio.Lock()
         self._boot = vm_boot.Booter(services)
-        self._stdin = VmStdinTable(services.keeper.holder)
+        self._stdin = VmStdinTable(services.holder)
         self._agents: dict[str, Agent] = {}
         self._uids: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -100,7 +100,7 @@ class MicrovmDriver:
                 return await asyncio.to_thread(self._kernels.bring, own)
             return await asyncio.to_thread(self._kernels.fetch)
 
-    def _guest(self, w: Workload, binds: tuple[folders.Folder, ...]) -> request.GuestInput:
+    def _guest(self, w: Workload, binds: tuple[request.Folder, ...]) -> request.GuestInput:
         process, etc = w.process, self._s.network.etc_files(w) if w.attachment or w.pid else {}
         return request.GuestInput(
             process=process,
@@ -190,7 +190,7 @@ class MicrovmDriver:
     async def adopt(self, w: Workload) -> None:
         if "uid" in w.private:
             self._uids[w.id] = int(w.private["uid"])
-        fd = self._s.keeper.holder.get(f"agent/{w.id}")
+        fd = self._s.holder.get(f"agent/{w.id}")
         if fd is None:
             raise Failed(f"the channel to machine {w.name!r} is gone", hint="kill it and start it again")
         agent = Agent(fd)

@@ -1,7 +1,8 @@
 """Booting a microVM: its descriptors, its jail, its folder servers, and the deadline with two more tries.
 
-Under TCG a boot hangs once in a while, so one that does not answer is killed and begun again; then it fails with
-the console's last lines. Out of scope: what the workload is and what happens after its start (`drivers.microvm`).
+Under TCG a boot hangs once in a while, so one that does not answer is killed and begun again; then it fails
+with the console's last lines. Out of scope: the workload and all that comes after its start
+(`drivers.microvm`).
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def deadline(kind: str) -> float:
 
 
 def uid_of(instance: str, workload: str, taken: set[int]) -> int:
-    """A user id of the machine's own: 2^30 + 14 bits of the instance + 16 of the workload, moved on while taken."""
+    """A user id of the machine's own: 2^30, 14 bits of the instance, 16 of the workload; moved on while taken."""
     base = _UID_BASE | (int(instance, 16) & 0x3FFF) << 16
     slot = int(workload[:4], 16)
     while base | slot in taken:
@@ -114,7 +115,7 @@ class Booter:
 
     def forget_sockets(self, key: str) -> None:
         for prefix in ("agent", "qmp"):
-            self._s.keeper.holder.delete(f"{prefix}/{key}")
+            self._s.holder.delete(f"{prefix}/{key}")
 
     async def _forget(self, key: str) -> None:
         end = asyncio.get_running_loop().time() + _END_SECONDS
@@ -134,7 +135,7 @@ class Booter:
             box = await asyncio.to_thread(jail.build, self._s.root, plan.QEMU)
             await self._start_servers(boot, opened, held)
             pid = await self._s.keeper.start(boot.key, self._plan(boot, box), opened, _streams(boot))
-        control = self._s.keeper.holder.get(f"agent/{boot.key}")
+        control = self._s.holder.get(f"agent/{boot.key}")
         if control is None:
             raise AgentGone("the machine's channel is gone")
         agent = Agent(control)
@@ -175,7 +176,7 @@ class Booter:
             ours, theirs = socket.socketpair()
             with ours:
                 opened[name] = keep(theirs.detach())
-                self._s.keeper.holder.put(f"{prefix}/{boot.key}", ours.fileno())
+                self._s.holder.put(f"{prefix}/{boot.key}", ours.fileno())
         if boot.tap is not None:
             opened["tap"] = boot.tap
         if boot.log is None:
