@@ -119,6 +119,41 @@ def snapshot(root: str) -> dict[bytes, tuple]:
     return found
 
 
+def footprint(store) -> dict[str, object]:
+    """Everything that a leak would change."""
+    root = store.root
+    return {
+        "files": sorted(
+            os.path.relpath(os.path.join(folder, name), root)
+            for folder, _, names in os.walk(root)
+            for name in names
+            if not name.startswith("pool.db")
+        ),
+        "tail": os.path.getsize(os.path.join(root, "pool")),
+        "data": _data(store.pool.fd),
+        "rows": [
+            store.records.one(f"SELECT count(*) FROM {table}")[0]
+            for table in ("contents", "layers", "trees", "images")
+        ],
+        "refs": store.records.one("SELECT coalesce(sum(refs), 0) FROM contents")[0],
+        "dirty": store.records.flag("dirty"),
+        "in use": len(store.pool._in_use),
+    }
+
+
+def _data(fd: int) -> list[tuple[int, int]]:
+    """The ranges that take disk; not st_blocks, which counts the file system's own blocks as well."""
+    ranges, at, end = [], 0, os.fstat(fd).st_size
+    while at < end:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:
+            break
+        at = os.lseek(fd, start, os.SEEK_HOLE)
+        ranges.append((start, at))
+    return ranges
+
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 

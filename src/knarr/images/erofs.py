@@ -19,7 +19,7 @@ from knarr.images.tree import Node, walk
 from knarr.model.errors import Invalid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 BLOCK = 4096
 INLINE_MAX = 1024
@@ -76,7 +76,6 @@ class _Writer:
         self.epoch = 0
         self.data_blocks = 0
         self.data_base = 0
-        self.meta_end = 0
         self.inode_number = 0
 
     def run(self, write: Callable[[bytes], object]) -> Written:
@@ -356,9 +355,9 @@ def _joined(nodes: list[Node]) -> tuple[tuple[int, int], ...]:
     return tuple(extents)
 
 
-def _commonest(times: object) -> int:
-    counts = Counter(times)  # type: ignore[call-overload]
-    return max(counts, key=lambda time: (counts[time], time))  # type: ignore[no-any-return]
+def _commonest(times: Iterable[int]) -> int:
+    counts = Counter(times)
+    return max(counts, key=lambda time: (counts[time], time))
 
 
 def _blocks(size: int) -> int:

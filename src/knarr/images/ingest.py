@@ -193,7 +193,10 @@ class Ingest:
         if self._store.has_tree(self.tree_id):
             return None
         self._progress.update("image", "assembling", 0, None)
-        root = merge(self._entries.get(diff_id) or self._stored(diff_id) for diff_id in self.diff_ids)
+        root = merge(
+            self._entries[diff_id] if diff_id in self._entries else self._stored(diff_id)
+            for diff_id in self.diff_ids
+        )
         path = os.path.join(self._folder, "tree")
         with open(path, "xb", buffering=0) as file:
             written = erofs.write_tree(root, file.write)

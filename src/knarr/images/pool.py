@@ -28,6 +28,7 @@ BLOCK = 4096
 MARK = b"knarr pool 1\n"
 _ARENA = 4096  # blocks a writer reserves at a time
 _BATCH = 4 << 20
+_COPY = 1 << 16
 _VECTORS = 900  # below IOV_MAX
 _MAX_BLOCKS = 0xFFFF_FFFE  # what EROFS can address
 _ZEROS = bytes(BLOCK)
@@ -62,7 +63,9 @@ class Pool:
         self._tail = records.end()
 
     def close(self) -> None:
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
     def recover(self) -> None:
         """After a crash: give back every block that no record names."""
@@ -119,7 +122,7 @@ class Pool:
                 self._tail = block
 
     def find(self, sha: bytes, seen: int = -1) -> Content | None:
-        """With the lock held. `seen`: `changes` as it was when the records were last asked for this content."""
+        """With the lock held. `seen`: what `changes` was when the records were last asked for it."""
         content = self._in_use.get(sha)
         if content is None and seen != self.changes and (row := self.records.content(sha)) is not None:
             content = self._in_use[sha] = Content(sha, *row, recorded=True, writer=None)
@@ -310,6 +313,9 @@ class Writer:
 
     def _append_view(self, view: memoryview) -> None:
         """Batch a view, leaving its whole zero blocks out of the file."""
+        if len(view) < _COPY:
+            # a small view would keep its whole chunk in memory until the batch is written
+            view = memoryview(bytes(view))
         done = 0
         for start, end in _zero_runs(view, (self._start + self._bytes) % BLOCK):
             if start > done:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import struct
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from knarr.images.catalog import Catalog, canonical
 from knarr.images.collect import Collector
 from knarr.images.config import parse_config
 from knarr.images.ingest import Ingest, ReadyLayer
@@ -24,17 +24,15 @@ from knarr.images.pool import Pool, Session
 from knarr.images.qcow2 import make_map
 from knarr.images.records import Records
 from knarr.images.source import NoProgress, never
-from knarr.model import names
 from knarr.model.errors import Conflict, Invalid, KnarrError, NotFound, Unavailable
 from knarr.model.resource import Image, RootFs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from knarr.images.erofs import Written
     from knarr.images.source import ImageSource, Progress
 
-_ID = re.compile(r"(?:sha256:)?[0-9a-f]{1,64}", re.ASCII)
 _FOLDERS = ("blobs", "blobs/sha256", "trees", "maps")
 
 
@@ -55,8 +53,7 @@ class ImageStore:
         self._collector = Collector(self.root, self.records, self.pool, self.pins)
         if self.records.flag("dirty"):
             self._collector.recover()
-        self._images: dict[str, Image] = {}
-        self._references: dict[str, str] = {}
+        self._catalog = Catalog({}, {})
         self._reload()
 
     def close(self) -> None:
@@ -67,37 +64,11 @@ class ImageStore:
 
     def get(self, name: str) -> Image:
         """By id, unique prefix of an id, digest or reference. Raises `NotFound`."""
-        with self.lock:
-            return self._images[self._find(name)[0]]
+        return self._catalog.find(name)[0]
 
     def list(self) -> tuple[Image, ...]:
         """Newest first."""
-        with self.lock:
-            return tuple(self._images.values())
-
-    def _find(self, name: str) -> tuple[str, str | None]:
-        """(image id, the reference by which it was found)."""
-        if name in self._images:
-            return name, None
-        for image in self._images.values():
-            if name == image.digest:
-                return image.id, None
-        reference = _canonical(name)
-        if reference in self._references:
-            return self._references[reference], reference
-        if "@" in reference:
-            wanted = reference.partition("@")[2]
-            for image in self._images.values():
-                if wanted == image.digest:
-                    return image.id, None
-        if _ID.fullmatch(name):
-            prefix = "sha256:" + name.removeprefix("sha256:")
-            found = [image for image in self._images if image.startswith(prefix)]
-            if len(found) > 1:
-                raise Invalid(f"image id {name!r} is not unique", hint="give more digits of it")
-            if found:
-                return found[0], None
-        raise NotFound(f"image {name!r} is not here", hint=f"knarr image pull {name}")
+        return tuple(self._catalog.images.values())
 
     def blob(self, digest: str) -> str:
         """Path of a kept blob. Raises `NotFound`."""
@@ -113,7 +84,7 @@ class ImageStore:
         trees = _folder_size(os.path.join(self.root, "trees"))
         index = sum(_size(os.path.join(self.root, name)) for name in ("pool.db", "pool.db-wal"))
         return {
-            "images": len(self._images),
+            "images": len(self._catalog.images),
             "contents": contents,
             "pool": blocks * 4096,
             "pool_allocated": os.fstat(self.pool.fd).st_blocks * 512,
@@ -145,36 +116,36 @@ class ImageStore:
             with self.lock:
                 self._collector.settle()
         with self.lock:
-            return self._images[job.id]
+            return self._catalog.images[job.id]
 
     def tag(self, name: str, reference: str) -> None:
-        canonical = _canonical(reference)
-        if "@" in canonical:
+        full = canonical(reference)
+        if "@" in full:
             raise Invalid(f"reference {reference!r} has a digest, a tag is wanted")
         with self.lock:
-            image = self._find(name)[0]
-            self.records.run("INSERT OR REPLACE INTO image_references VALUES (?, ?)", canonical, image)
+            image = self._catalog.find(name)[0]
+            self.records.run("INSERT OR REPLACE INTO image_references VALUES (?, ?)", full, image.id)
             self._reload()
 
     def remove(self, name: str, force: bool = False) -> tuple[str, ...]:  # noqa: FBT001, FBT002 - the agreed form
         """Untag, and delete with the last tag. Returns lines `untagged: …`, `deleted: …`."""
         with self.lock:
-            image_id, reference = self._find(name)
-            references = self._images[image_id].references
+            image, reference = self._catalog.find(name)
+            references = image.references
             if reference is None and len(references) > 1 and not force:
                 raise Conflict(
                     f"image {name!r} has {len(references)} tags",
                     hint="remove them one by one, or use --force",
                 )
             gone = (reference,) if reference is not None else references
-            return self._drop([(image_id, gone, set(gone) == set(references))])
+            return self._drop([(image.id, gone, set(gone) == set(references))])
 
     def prune(self, everything: bool, used: set[str]) -> tuple[str, ...]:  # noqa: FBT001 - the agreed form
         """Delete images without a tag (`everything`: any) that are not in `used` (ids)."""
         with self.lock:
             chosen = [
                 (image.id, image.references, True)
-                for image in self._images.values()
+                for image in self._catalog.images.values()
                 if image.id not in used and (everything or not image.references)
             ]
             return self._drop(chosen)
@@ -295,6 +266,10 @@ class ImageStore:
             facts = tree[1]
             extents = b"".join(struct.pack("<II", *extent) for extent in facts.extents)
             run("INSERT OR IGNORE INTO trees VALUES (?, ?, ?)", row[2], facts.size, extents)
+        before = self.records.one("SELECT blobs FROM images WHERE id = ?", row[0])
+        if before is not None and before[0] != row[5]:
+            # the same image in other blobs: the old ones go when the ingest settles
+            self.records.set_flag("loose", 1)
         run("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?, ?)", *row)
         for reference in references:
             run("INSERT OR REPLACE INTO image_references VALUES (?, ?)", reference, row[0])
@@ -311,22 +286,25 @@ class ImageStore:
             self.records.rollback()
 
     def _reload(self) -> None:
-        self._references = dict(
+        references: dict[str, str] = dict(
             self.records.all("SELECT reference, image FROM image_references ORDER BY reference")
         )
+        tags: dict[str, list[str]] = {}
+        for reference, image in references.items():
+            tags.setdefault(image, []).append(reference)
         rows = self.records.all(
             "SELECT id, digest, tree_id, size, config, layers FROM images JOIN trees USING (tree_id)"
             " ORDER BY pulled DESC, id"
         )
-        self._images = {row[0]: self._image(row) for row in rows}
+        self._catalog = Catalog({row[0]: self._image(row, tags.get(row[0], ())) for row in rows}, references)
 
-    def _image(self, row: tuple[str, str, str, int, bytes, str]) -> Image:
+    def _image(self, row: tuple[str, str, str, int, bytes, str], references: Iterable[str]) -> Image:
         image_id, digest, tree_id, size, config, layers = row
         parsed = parse_config(config, self.limits)[0]
         return Image(
             id=image_id,
             digest=digest,
-            references=tuple(name for name, image in self._references.items() if image == image_id),
+            references=tuple(references),
             created=parsed.created,
             size=size,
             rootfs=RootFs(
@@ -344,15 +322,6 @@ class ImageStore:
 
     def _tree_path(self, tree_id: str) -> str:
         return os.path.join(self.root, "trees", f"{tree_id}.erofs")
-
-
-def _canonical(text: str) -> str:
-    try:
-        return names.parse_reference(text).canonical
-    except KnarrError:
-        if _ID.fullmatch(text):
-            return ""
-        raise
 
 
 def _unavailable(error: OSError) -> KnarrError:
