@@ -23,6 +23,7 @@ from knarr.containers.plan import capabilities_for
 from knarr.engine import adopt
 from knarr.engine.driver import Driver, Services
 from knarr.engine.drivers.container import ContainerDriver
+from knarr.engine.drivers.microvm import MicrovmDriver
 from knarr.engine.engine import Engine
 from knarr.engine.events import EventLog
 from knarr.engine.images import Images
@@ -156,6 +157,7 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
 def _drivers(services: Services) -> dict[Isolation, Driver]:
     return {
         Isolation.CONTAINER: ContainerDriver(services),
+        Isolation.MICROVM: MicrovmDriver(services),
     }
 
 
