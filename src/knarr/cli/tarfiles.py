@@ -7,6 +7,7 @@ link, below one folder, and only files, folders, links and fifos come to be. Out
 from __future__ import annotations
 
 import os
+import stat
 import tarfile
 
 from knarr.model.errors import Conflict, Failed, Invalid
@@ -26,9 +27,14 @@ class _Sink:
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
+        self._position = 0
+
+    def tell(self) -> int:
+        return self._position
 
     def write(self, data: bytes) -> int:
         self._pieces.append(data)
+        self._position += len(data)
         return len(data)
 
     def take(self) -> Iterator[bytes]:
@@ -59,7 +65,7 @@ class _Source:
 def pack(path: str, name: str, *, keep_owner: bool) -> Iterator[bytes]:
     """A tar of a file or tree whose top entry is `name`."""
     sink = _Sink()
-    with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
         for real, member in _walk(path, name):
             yield from _add(archive, sink, real, member, keep_owner=keep_owner)
     yield from sink.take()
@@ -76,10 +82,10 @@ def _walk(path: str, name: str) -> Iterator[tuple[str, str]]:
 def _add(
     archive: tarfile.TarFile, sink: _Sink, real: str, member: str, *, keep_owner: bool
 ) -> Iterator[bytes]:
-    info = archive.gettarinfo(real, member)
-    # a socket has no place in a tar: tarfile gives None for it, whatever its annotation says
-    if not isinstance(info, tarfile.TarInfo):
+    # a socket has no place in a tar
+    if stat.S_ISSOCK(os.lstat(real).st_mode):
         return
+    info = archive.gettarinfo(real, member)
     if not keep_owner:
         info.uid = info.gid = 0
         info.uname = info.gname = ""

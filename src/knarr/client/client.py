@@ -6,7 +6,7 @@ and presentation (`cli`), asyncio (`aio`).
 
 from __future__ import annotations
 
-import base64
+import binascii
 import json
 
 from knarr.client import calls, frames, http, transport
@@ -368,6 +368,6 @@ class Client:
 def decode_path_stat(head: http.Head, name: str, path: str) -> PathStat:
     """The stat header of an archive answer."""
     try:
-        return json.loads(base64.b64decode(head.headers["x-knarr-path-stat"]))  # type: ignore[no-any-return]
+        return json.loads(binascii.a2b_base64(head.headers["x-knarr-path-stat"]))  # type: ignore[no-any-return]
     except (KeyError, ValueError) as error:
         raise Failed(f"{name}:{path}: the daemon's answer has no stat") from error

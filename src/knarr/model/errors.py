@@ -15,7 +15,10 @@ Front ends translate `kind` to their own status once, in one table.
 
 from __future__ import annotations
 
-from typing import Any
+# the command line can't afford to load `typing`; this name is what type checkers look for
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class KnarrError(Exception):

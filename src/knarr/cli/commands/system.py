@@ -54,6 +54,8 @@ def info(context: Context, a: Arguments) -> int:
         tables.document(found, a.format)
         return 0
     checks = found.pop("checks", [])
+    # what the planners go by; --format json has it
+    found.pop("facts", None)
     for line in _readable(found):
         say(line)
     bad = [check for check in checks if not check.get("ok")]
