@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sqlite3
 import struct
 import threading
 from collections import Counter
@@ -24,7 +25,7 @@ from knarr.images.pool import Pool, Session
 from knarr.images.qcow2 import make_map
 from knarr.images.records import Records
 from knarr.images.source import NoProgress, never
-from knarr.model.errors import Conflict, Invalid, KnarrError, NotFound, Unavailable
+from knarr.model.errors import Conflict, Invalid, NotFound, Unavailable
 from knarr.model.resource import Image, RootFs
 
 if TYPE_CHECKING:
@@ -104,16 +105,17 @@ class ImageStore:
         with self.lock:
             self._counter += 1
             folder = os.path.join(self._temporary, str(self._counter))
-            os.mkdir(folder, 0o700)
-            self.records.set_flag("dirty", 1)
         try:
-            job = Ingest(self, source, progress or NoProgress(), cancel, folder)
-            job.run()
-        except OSError as error:
-            raise _unavailable(error) from error
+            with _translated():
+                os.mkdir(folder, 0o700)
+                with self.lock:
+                    self.records.set_flag("dirty", 1)
+                job = Ingest(self, source, progress or NoProgress(), cancel, folder)
+                job.run()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            with self.lock:
+            # what can't be cleaned now, on a full disk, is when the store is opened next: the flag stays up
+            with self.lock, contextlib.suppress(OSError, sqlite3.Error):
                 self._collector.settle()
         with self.lock:
             return self._catalog.images[job.id]
@@ -163,8 +165,9 @@ class ImageStore:
             self.records.set_flag("dirty", 1)
             doomed = self._collector.unreferenced()
         self._reload()
-        self._collector.destroy(doomed)
-        self._collector.settle()
+        with _translated():
+            self._collector.destroy(doomed)
+            self._collector.settle()
         return tuple(lines)
 
     def disk_map(self, rootfs: RootFs) -> str:
@@ -278,12 +281,13 @@ class ImageStore:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        self.records.begin()
-        try:
-            yield
-            self.records.commit()
-        finally:
-            self.records.rollback()
+        with _translated():
+            self.records.begin()
+            try:
+                yield
+                self.records.commit()
+            finally:
+                self.records.rollback()
 
     def _reload(self) -> None:
         references: dict[str, str] = dict(
@@ -324,8 +328,15 @@ class ImageStore:
         return os.path.join(self.root, "trees", f"{tree_id}.erofs")
 
 
-def _unavailable(error: OSError) -> KnarrError:
-    return Unavailable(f"image store can't be written: {error.strerror or error}", hint="is the disk full?")
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        text = error.strerror if isinstance(error, OSError) else str(error)
+        raise Unavailable(
+            f"image store can't be written: {text or error}", hint="is the disk full?"
+        ) from error
 
 
 def _sync_folder(path: str) -> None:
