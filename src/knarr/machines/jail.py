@@ -115,16 +115,16 @@ def _publish(jail: str, files: dict[str, str]) -> None:
     os.makedirs(parent, mode=0o700, exist_ok=True)
     scratch = tempfile.mkdtemp(prefix="tmp-", dir=parent)
     try:
-        os.chmod(scratch, 0o755)
         for name in _FOLDERS:
-            os.mkdir(os.path.join(scratch, name), 0o755)
+            os.mkdir(os.path.join(scratch, name))
         for name in _FILES:
             with open(os.path.join(scratch, name), "wb"):
                 pass
         for place, source in files.items():
             target = scratch + place
-            os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
             _link(source, target)
+        _open_folders(scratch)
         try:
             os.rename(scratch, jail)
         except OSError:
@@ -132,6 +132,12 @@ def _publish(jail: str, files: dict[str, str]) -> None:
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _open_folders(root: str) -> None:
+    """For the jailed user, whatever the daemon's umask."""
+    for folder, _, _ in os.walk(root):
+        os.chmod(folder, 0o755)
 
 
 def _link(source: str, target: str) -> None:

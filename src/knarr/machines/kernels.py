@@ -94,6 +94,7 @@ class KernelStore:
         target = os.path.join(scratch, "kernel")
         os.makedirs(os.path.join(target, "modules"))
         _write(os.path.join(target, "vmlinux"), kernel)
+        os.chmod(target, 0o755)  # for the jailed VMM
         for group in _collect(modules, strict=not key).groups().items():
             _write_group(target, *group)
         version = key or vmlinux.version(kernel)
