@@ -100,6 +100,8 @@ static void hang_up(struct conn *c) {
             *p = c->link;
             break;
         }
+    /* a child between fork and exec still has the descriptor: closing it alone would leave it in the poller */
+    epoll_ctl(poller, EPOLL_CTL_DEL, c->fd, NULL);
     close(c->fd);
     free(c);
 }
