@@ -10,6 +10,7 @@ memory is bounded. Out of scope: which layers, merging, publishing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import queue
@@ -27,7 +28,7 @@ from knarr.images.decompress import decompressed, peek, sniff
 from knarr.images.erofs import INLINE_MAX
 from knarr.images.limits import DEFAULT, Limits
 from knarr.images.tree import Entry, clean_path, clean_xattrs
-from knarr.model.errors import Failed, Invalid
+from knarr.model.errors import Failed, Invalid, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -146,7 +147,7 @@ def unpack_layer(
         return made
 
     try:
-        with layer.open() as opened:
+        with _reading(layer, label) as opened:
             head, chunks = peek(opened)
             # plain tars without a digest of their own come from archives: they are kept compressed
             kind = sniff(head)
@@ -175,6 +176,24 @@ def unpack_layer(
         entries=entries.result(),
         kept=keep,
     )
+
+
+@contextlib.contextmanager
+def _reading(layer: Layer, label: str) -> Iterator[Iterator[bytes]]:
+    """The source's bytes; an OSError of the source is not to be taken for one of the store."""
+
+    def chunks(opened: Iterator[bytes]) -> Iterator[bytes]:
+        try:
+            yield from opened
+        except OSError as error:
+            raise Unavailable(f"layer {label} can't be read: {error.strerror or error}") from error
+
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = stack.enter_context(layer.open())
+        except OSError as error:
+            raise Unavailable(f"layer {label} can't be read: {error.strerror or error}") from error
+        yield chunks(opened)
 
 
 def _tee(

@@ -333,3 +333,13 @@ def test_trees_are_the_same_bytes_each_time(tmp_path):
             found.append(file.read())
         store.close()
     assert found[0] == found[1]
+
+
+def test_a_source_that_can_not_be_read(store):
+    def opened():
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    before = footprint(store)
+    with pytest.raises(Unavailable, match="can't be read: Connection reset"):
+        store.ingest(support.source([BASE], layers=[support.layer(BASE, open=opened)]))
+    assert footprint(store) == before
