@@ -108,7 +108,15 @@ class Box:
 class Running:
     """A launch and its streams; `finish` reads everything and reaps."""
 
-    def __init__(self, box: Box, plan: Plan, *, stdin: bytes | None = None, join: int | None = None) -> None:
+    def __init__(
+        self,
+        box: Box,
+        plan: Plan,
+        *,
+        stdin: bytes | None = None,
+        join: int | None = None,
+        fds: dict[str, int] | None = None,
+    ) -> None:
         self.box = box
         self.plan = plan
         self.master = -1
@@ -120,7 +128,7 @@ class Running:
             streams.pipe_out("stdout", "out")
             streams.pipe_out("stderr", "err")
         self.kept = streams.kept
-        context = Context(run=box.run, fds=dict(streams.child))
+        context = Context(run=box.run, fds=streams.child | (fds or {}))
         if join is not None:
             context.fds["pidfd"] = os.pidfd_open(join)
         self.context = context
@@ -147,7 +155,7 @@ class Running:
         return Running(self.box, from_json(to_json(made)), stdin=stdin, join=self.pid)
 
     def finish(self, seconds: float = 20) -> Result:
-        taken = {name: b"" for name in ("out", "err")}
+        taken = dict.fromkeys(("out", "err"), b"")
         waiting = {fd: name for name, fd in self.kept.items()}
         if self.master >= 0:
             waiting[self.master] = "out"

@@ -247,7 +247,6 @@ def _mount_steps(given: ContainerInput) -> list[Step]:
             data="mode=755,size=65536k",
         ),
         steps.Devices(),
-        *([steps.Nodes(nodes=given.facts.devices)] if privileged else []),
         steps.Folders(paths=("/dev/pts", "/dev/shm", "/dev/mqueue")),
         steps.MountFs(
             kind="devpts",
@@ -260,6 +259,7 @@ def _mount_steps(given: ContainerInput) -> list[Step]:
         ),
         steps.MountFs(kind="mqueue", target="/dev/mqueue", flags=_NODEV),
         steps.Symlinks(links=_LINKS),
+        *([steps.Nodes(nodes=given.facts.devices)] if privileged else []),
         steps.MountFs(kind="sysfs", target="/sys", flags=_NODEV | (0 if privileged else mounts.MS_RDONLY)),
         *_cgroup_mounts(given.facts.cgroups, read_only=not privileged),
         *(_user_mount(index, mount) for index, mount in _ordered(given.mounts)),

@@ -24,6 +24,9 @@ _DEVICES = (
     ("tty", 5, 0),
 )
 _NULL = os.makedev(1, 3)
+# a workload has its own of these, whatever its privileges
+_OWN_FOLDERS = frozenset({"pts", "shm", "mqueue", "fd"})
+_OWN_NODES = frozenset({"console", "ptmx", "tty"})
 _PROC_FILES = frozenset(
     f"/proc/{name}" for name in ("cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg")
 )
@@ -489,8 +492,10 @@ def host_nodes(folder: str = "/dev", below: str = "") -> list[tuple[str, int, in
     for entry in os.scandir(f"{folder}/{below}"):
         name = f"{below}{entry.name}"
         if entry.is_dir(follow_symlinks=False):
-            if name not in ("pts", "shm", "mqueue", "fd", "hugepages"):
+            if name not in _OWN_FOLDERS:
                 found += host_nodes(folder, f"{name}/")
+            continue
+        if name in _OWN_NODES:
             continue
         status = entry.stat(follow_symlinks=False)
         if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
