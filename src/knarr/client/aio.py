@@ -1,6 +1,7 @@
 """The asynchronous client: the same calls as `client`, on asyncio streams and the same sans-IO parser.
 
-A connection per call, so that calls may run at the same time. Out of scope: starting the daemon (`transport`).
+A connection per call, so that calls may run at the same time. Out of scope: starting the daemon
+(`transport`).
 """
 
 from __future__ import annotations
