@@ -20,7 +20,7 @@ class Limits:
     ratio_floor: int = 2 << 30
     window: int = 1 << 27
     """zstd's window: memory of the decoder"""
-    entries: int = 2_000_000
+    entries: int = 1_000_000
     """per image, whiteouts and hidden files included"""
     header_bytes: int = 1 << 20
     """one extended header or long name"""

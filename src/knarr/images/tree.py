@@ -203,6 +203,8 @@ class _Tree:
         while todo:
             part = todo.pop()
             self._steps += 1
+            if self._steps > _STEPS:
+                raise Invalid("layer's paths are too deep and too many to follow")
             if part == b"..":
                 del stack[max(1, len(stack) - 1) :]
                 continue
@@ -216,7 +218,7 @@ class _Tree:
                 child = children[part] = Node(Entry(b"", stat.S_IFDIR | 0o755, 0, 0, implied_by.mtime))
             if stat.S_ISLNK(child.entry.mode):
                 hops += 1
-                if hops > _HOPS or self._steps > _STEPS:
+                if hops > _HOPS:
                     raise Invalid(f"layer has a path through too many symlinks: {path[:200]!r}")
                 target = child.entry.link
                 if target.startswith(b"/"):

@@ -187,3 +187,11 @@ def test_walk_meets_every_inode_once():
     root = merge([[folder("d"), file("d/a"), link("d/b", "d/a"), link("z", "d/a"), folder("d/e")]])
     nodes = list(walk(root))
     assert len(nodes) == len({id(node) for node in nodes}) == 4
+
+
+def test_endless_paths_are_given_up(monkeypatch):
+    monkeypatch.setattr("knarr.images.tree._STEPS", 10_000)
+    deep = "/".join("d" * 1000)
+    # each replaced symlink makes the next path be followed from the root again
+    with pytest.raises(Invalid, match="too deep and too many"):
+        merge([[entry for n in range(50) for entry in (symlink("s", "x"), file(f"{deep}/f{n}"))]])
