@@ -137,14 +137,14 @@ def resolve(
         groups: list[int] = []
     else:
         login = entry[0] if entry else ""
-        groups = [int(row[2]) for row in group if login and len(row) > 3 and login in row[3].split(",")]
+        groups = [int(row[2]) for row in group if login and _has_member(row, login)]
     groups += [_find_group(group, item) for item in extra]
     return uid, gid, tuple(dict.fromkeys(groups)), home
 
 
 def _is(row: list[str], name: str, number: int | None) -> bool:
     """A numeric name is always an id; an entry with ids that are none is skipped."""
-    if len(row) < 4 or _number(row[2]) is None or _number(row[3]) is None:
+    if len(row) < 4 or not (_is_id(row[2]) and _is_id(row[3])):
         return False
     return int(row[2]) == number if number is not None else row[0] == name
 
@@ -154,9 +154,18 @@ def _find_group(group: list[list[str]], wanted: str) -> int:
     if number is not None:
         return number
     for row in group:
-        if row[0] == wanted and len(row) > 2 and _number(row[2]) is not None:
+        if row[0] == wanted and len(row) > 2 and _is_id(row[2]):
             return int(row[2])
     raise OSError(errno.ENOENT, f"unable to find group {wanted}: no matching entries in group file")
+
+
+def _has_member(row: list[str], login: str) -> bool:
+    return len(row) > 3 and _is_id(row[2]) and login in row[3].split(",")
+
+
+def _is_id(text: str) -> bool:
+    """An entry of a file that is none is skipped, not an error: the file is the image's."""
+    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= _ID_LIMIT
 
 
 def _number(text: str) -> int | None:
