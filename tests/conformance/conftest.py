@@ -39,8 +39,8 @@ def missing_power(isolation: str) -> str | None:
 def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     if os.geteuid() != 0:
         pytest.skip("power missing: root")
-    archive = pathlib.Path(tmp_path_factory.mktemp("images")) / "conformance.tar"
-    busybox_archive(archive, reference=IMAGE)
+    archive = tmp_path_factory.mktemp("images") / "conformance.tar"
+    busybox_archive(str(archive), tag=IMAGE)
     made = Instance()
     try:
         made.knarr("daemon", "start", check=True)

@@ -297,7 +297,7 @@ def ports(text: str) -> list[Json]:
         raise Invalid(f"-p {text}: unknown protocol {protocol!r}", hint="tcp or udp")
     address, outer, inner = _port_parts(text, body)
     inside = _port_range(text, inner)
-    outside = _port_range(text, outer) if outer else [0] * len(inside)
+    outside = _port_range(text, outer) if outer not in ("", "0") else [0] * len(inside)
     if len(outside) != len(inside):
         raise Invalid(f"-p {text}: the ranges differ in length")
     return [

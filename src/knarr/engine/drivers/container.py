@@ -52,7 +52,9 @@ class ContainerDriver:
         return planner.plan(self._input(w, _etc_names(w))).describe()
 
     async def prepare(self, w: Workload) -> None:
-        os.mkdir(os.path.join(w.dir, "upper"), 0o755)
+        upper = os.path.join(w.dir, "upper")
+        os.mkdir(upper, 0o755)
+        os.chmod(upper, 0o755)  # it becomes the workload's "/": our umask is not for its users
         os.mkdir(os.path.join(w.dir, "work"), 0o700)
 
     async def remove(self, w: Workload) -> None:
