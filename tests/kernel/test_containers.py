@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -373,6 +374,57 @@ def test_signals_have_their_defaults(box):
     found = status_of(box)
     assert int(found["SigIgn"], 16) == 0
     assert int(found["SigBlk"], 16) == 0
+
+
+def test_on_a_v2_tree(make):
+    """Born in its group, device list by eBPF, the tree mounted at /sys/fs/cgroup."""
+    mounted = Path("/proc/self/mounts").read_text().splitlines()
+    root = next((line.split()[1] for line in mounted if line.split()[2] == "cgroup2"), None)
+    if root is None:
+        pytest.skip("no v2 control groups are mounted")
+    box = make()
+    box.facts = replace(box.facts, cgroups=cgroups.Layout(version=2, roots={"unified": root}))
+    given = box.given("sleep", "60")
+    try:
+        with contextlib.closing(box.start(given)) as running:
+            running.given = given
+            paths = groups(box.facts, given.instance, given.id)
+            assert len(cgroups.pids(paths)) == 1
+            result = run_in(
+                running,
+                "sh",
+                "-c",
+                "cat /proc/self/cgroup; mknod /tmp/m c 1 1; cat /tmp/m; ls /sys/fs/cgroup",
+            )
+            assert "0::/\n" in result.out
+            assert "cgroup.procs" in result.out
+            assert "Operation not permitted" in result.err
+            cgroups.freeze(paths, frozen=True)
+            cgroups.freeze(paths, frozen=False)
+            cgroups.kill_all(paths)
+            assert running.finish().code == -9
+    finally:
+        cgroups.remove(f"{root}/knarr_{given.instance}")
+
+
+def test_a_shared_volume_that_changes_during_starts(make, tmp_path):
+    """One workload swaps a mount point for links that lead out, as fast as it can, while others start on it."""
+    shared, outside = tmp_path / "shared", tmp_path / "outside"
+    shared.mkdir()
+    outside.mkdir()
+    (shared / "x").mkdir()
+    os.symlink(f"../../../../..{outside}", shared / "y")
+    volume = Mount(kind=MountKind.BIND, source=str(shared), target="/vol")
+    storm = (
+        "while :; do mv -T /vol/x /vol/z; mv -T /vol/y /vol/x; mv -T /vol/x /vol/y; mv -T /vol/z /vol/x; done"
+    )
+    with contextlib.closing(make().start(make().given("sh", "-c", storm, mounts=(volume,)))):
+        before = Path("/proc/self/mountinfo").read_text()
+        for _ in range(40):
+            mounts = (volume, Mount(kind=MountKind.TMPFS, target="/vol/x/deep"))
+            make().sh("echo x > /vol/x/deep/file", mounts=mounts)
+        assert Path("/proc/self/mountinfo").read_text() == before
+    assert os.listdir(outside) == []
 
 
 # further processes

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from knarr.model.resource import RootFs
 
 from knarr.containers.security import (
+    DEVICES,
     MASKED,
     READ_ONLY,
     capabilities_for,
@@ -163,6 +164,8 @@ def _outside_steps(given: ContainerInput) -> tuple[Step, ...]:
         files=files,
         descriptor=layout.version == 2,
     )
+    if layout.version == 2 and not given.security.privileged:
+        return (image, group, steps.DeviceFilter(group=paths[cgroups.V2], characters=DEVICES))
     return (image, group)
 
 

@@ -43,20 +43,8 @@ MASKED = (
 )
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
-_DEVICES = (
-    # nodes may be made, which is harmless, but only these opened
-    "c *:* m",
-    "b *:* m",
-    "c 1:3 rwm",
-    "c 1:5 rwm",
-    "c 1:7 rwm",
-    "c 1:8 rwm",
-    "c 1:9 rwm",
-    "c 5:0 rwm",
-    "c 5:1 rwm",
-    "c 5:2 rwm",
-    "c 136:* rwm",
-)
+DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, -1))
+"""what may be opened (major, minor; -1 = any): null, zero, full, random, urandom, terminals"""
 
 
 def capabilities_for(security: Security) -> tuple[str, ...]:
@@ -73,7 +61,11 @@ def capabilities_for(security: Security) -> tuple[str, ...]:
 
 def device_rules(group: str) -> tuple[tuple[str, str], ...]:
     """(file, value) for a v1 devices group."""
-    return ((f"{group}/devices.deny", "a"), *((f"{group}/devices.allow", rule) for rule in _DEVICES))
+    allow = f"{group}/devices.allow"
+    # nodes may be made, which is harmless, but only these opened
+    made = ((allow, "c *:* m"), (allow, "b *:* m"))
+    opened = ((allow, f"c {major}:{'*' if minor < 0 else minor} rwm") for major, minor in DEVICES)
+    return ((f"{group}/devices.deny", "a"), *made, *opened)
 
 
 def _normal(names: tuple[str, ...]) -> frozenset[str]:

@@ -14,7 +14,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from knarr.kernel import caps, cgroups, namespaces, paths, process, seccomp
+from knarr.kernel import caps, cgroups, devices, namespaces, paths, process, seccomp
 from knarr.kernel.plan import Context, Step, register
 
 _UNLIMITED = -1
@@ -79,6 +79,21 @@ class CgroupCreate(Step):
     def undo(self, context: Context) -> None:  # noqa: ARG002
         for group in reversed(self.groups):
             cgroups.remove(group)
+
+
+@register
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceFilter(Step):
+    """v2: only these character devices can be opened in the group; it goes with the group."""
+
+    group: str
+    characters: tuple[tuple[int, int], ...]
+
+    def describe(self) -> str:
+        return f"only {len(self.characters)} kinds of devices"
+
+    def execute(self, context: Context) -> None:  # noqa: ARG002
+        devices.attach_filter(self.group, self.characters)
 
 
 @register
