@@ -37,7 +37,7 @@ def test_network_none_has_loopback_only(wall: Wall) -> None:
 @pytest.mark.smoke
 def test_published_port_answers(wall: Wall) -> None:
     with wall.box("sh", "-c", SERVER, opts=("-p", "127.0.0.1:0:80")) as name:
-        ports = json.loads(wall.knarr("inspect", name).out)[0]["network"]["ports"]
+        ports = json.loads(wall.knarr("inspect", name).out)[0]["ports"]
         url = f"http://127.0.0.1:{ports[0]['host_port']}/"
 
         def answer() -> bytes | None:

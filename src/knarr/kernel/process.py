@@ -153,9 +153,11 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 
 
 def reset_signals() -> None:
-    """Python ignores SIGPIPE and SIGXFSZ, and that outlives an exec: back to what programs expect."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    """What is ignored outlives an exec (Python ignores SIGPIPE, a shell's background job SIGINT and SIGQUIT, nohup
+    SIGHUP): back to what programs expect."""
+    for number in signal.valid_signals():
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
