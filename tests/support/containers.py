@@ -214,3 +214,12 @@ def boxes():
         for root in dict.fromkeys(cgroups.detect().roots.values()):
             cgroups.remove(f"{root}/knarr_{INSTANCE}")
         shutil.rmtree(base)
+
+
+def process(*args: str, **changes) -> Process:
+    return Process(args=args, env=(PATH,), capabilities=planner.capabilities_for(Security()), **changes)
+
+
+def run_in(running, *args: str, stdin=None, **changes):
+    with contextlib.closing(running.exec(process(*args, **changes), running.given, stdin)) as started:
+        return started.finish()

@@ -5,6 +5,7 @@ Out of scope: running a plan (`keeper.launch`).
 
 from __future__ import annotations
 
+from knarr.kernel.steps_cover import Mask, ReadOnlyPaths, ReadOnlyRoot
 from knarr.kernel.steps_mounts import (
     PROPAGATION,
     Bind,
@@ -13,15 +14,12 @@ from knarr.kernel.steps_mounts import (
     Devices,
     Folders,
     MakePrivate,
-    Mask,
     MountFs,
     MountImage,
     Nodes,
     OpenSource,
     Overlay,
     PivotRoot,
-    ReadOnlyPaths,
-    ReadOnlyRoot,
     Symlinks,
     Tmpfs,
     host_nodes,
