@@ -213,5 +213,5 @@ def test_umask_and_root_folder(wall: Wall) -> None:
 
 
 def test_no_signal_is_ignored_or_blocked(wall: Wall) -> None:
-    out = wall.shell("grep -E 'Sig(Ign|Blk)' /proc/self/status").out.split()
+    out = wall.run("grep", "-E", "Sig(Ign|Blk)", "/proc/self/status").out.split()
     assert out[1::2] == ["0" * 16, "0" * 16]
