@@ -24,7 +24,9 @@ _CAPABILITIES = (
     "SETUID",
     "MKNOD",
     "SETFCAP",
+    # for the server's own jail, inside ours; it drops both before it serves
     "SYS_CHROOT",
+    "SETPCAP",
 )
 LISTEN = 3
 FILE_NAME = "file"
