@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from knarr.containers import plan as planner
 from knarr.keeper.launch import Launch, Streams, undo
-from knarr.kernel import facts, steps
+from knarr.kernel import cgroups, facts, steps
 from knarr.kernel.plan import Context, Plan, from_json, to_json
 from knarr.model.resource import RootFs
 from knarr.model.workload import NetworkMode, Process, Security
@@ -209,10 +209,7 @@ def boxes():
     finally:
         for box in made:
             box.close()
-        from knarr.kernel import cgroups
-
-        for root in dict.fromkeys(cgroups.detect().roots.values()):
-            cgroups.remove(f"{root}/knarr_{INSTANCE}")
+        cgroups.remove_instance(cgroups.detect(), INSTANCE)
         shutil.rmtree(base)
 
 

@@ -187,6 +187,12 @@ def remove(folder: str) -> None:
         time.sleep(_PAUSE)
 
 
+def remove_instance(layout: Layout, instance: str) -> None:
+    """Remove the instance's own groups, at its end: no workload may be left. Raises EBUSY otherwise."""
+    for root in dict.fromkeys(layout.roots.values()):
+        remove(f"{root}/knarr_{instance}")
+
+
 def stats(paths: dict[str, str]) -> Usage:
     """The use of a workload's group; a group that is gone gives zeros."""
     if V2 in paths:
