@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -22,10 +23,8 @@ def run(tmp_path):
     folder.mkdir(parents=True)
     subprocess.run([boot.native("holder"), str(folder)], check=True, stdin=subprocess.DEVNULL)
     yield str(folder)
-    try:
-        HolderClient(str(folder)).quit()
-    except Unavailable:
-        pass
+    with contextlib.suppress(Unavailable), HolderClient(str(folder)) as client:
+        client.quit()
 
 
 def wait_for(condition, timeout=10.0):
@@ -38,37 +37,42 @@ def wait_for(condition, timeout=10.0):
     raise AssertionError("it did not happen")
 
 
-def pid_of_holder(run):
-    import socket
-    import struct
+@pytest.fixture
+def connect(run):
+    """Makes clients that are closed afterwards."""
+    made = []
 
-    client = HolderClient(run)
-    raw = client._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    # credentials are those of listen(2)'s caller, the parent that left: look for its child by the socket
-    del raw
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                if (
-                    os.readlink(f"/proc/{entry}/cwd") == run
-                    and Path(f"/proc/{entry}/comm").read_text() == "knarr-holder\n"
-                ):
-                    return int(entry)
-            except OSError:
-                continue
-    del struct
+    def make():
+        made.append(HolderClient(run))
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.close()
+
+
+def pid_of_holder(run):
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if (
+                os.readlink(f"/proc/{entry}/cwd") == run
+                and Path(f"/proc/{entry}/comm").read_text() == "knarr-holder\n"
+            ):
+                return int(entry)
+        except OSError:
+            continue
     raise AssertionError("no holder")
 
 
-def test_descriptors_are_kept_and_given_back(run):
-    client = HolderClient(run)
+def test_descriptors_are_kept_and_given_back(run, connect):
+    client = connect()
     r, w = os.pipe()
     client.put("log/a/out", r)
     client.put_all({"log/a/err": r, "log/b/out": r, "in/a": w})
     os.close(r)
     os.write(w, b"hello")
     os.close(w)
-    other = HolderClient(run)
+    other = connect()
     got = other.get("log/b/out")
     assert os.read(got, 10) == b"hello"
     assert not os.get_inheritable(got)
@@ -85,8 +89,8 @@ def test_descriptors_are_kept_and_given_back(run):
         client._call(("put", "x"))
 
 
-def test_thousands_of_descriptors_are_listed_page_by_page(run):
-    client = HolderClient(run)
+def test_thousands_of_descriptors_are_listed_page_by_page(run, connect):
+    client = connect()
     null = os.open("/dev/null", os.O_RDONLY)
     names = [f"log/{index:064d}/out" for index in range(3000)]
     for start in range(0, 3000, 100):
@@ -96,8 +100,8 @@ def test_thousands_of_descriptors_are_listed_page_by_page(run):
     assert client.list() == []
 
 
-def test_a_replaced_descriptor_is_closed(run):
-    client = HolderClient(run)
+def test_a_replaced_descriptor_is_closed(run, connect):
+    client = connect()
     r, w = os.pipe()
     client.put("x", w)
     os.close(w)
@@ -105,9 +109,9 @@ def test_a_replaced_descriptor_is_closed(run):
     assert os.read(r, 1) == b""
 
 
-def orphan(run, script):
+def orphan(run, connect, script):
     """A grandchild below the holder, whose parent ends at once."""
-    client = HolderClient(run)
+    client = connect()
     client.role("maker", ("/bin/sh", "-c", f"({script}) & echo $! >{run}/pid; sleep 1000"))
     pid = int(wait_for(lambda: Path(run, "pid").exists() and Path(run, "pid").read_text().strip()))
     os.kill(client.roles()["maker"], signal.SIGKILL)
@@ -115,28 +119,28 @@ def orphan(run, script):
     return client, pid
 
 
-def test_statuses_of_orphans_wait_until_acknowledged(run):
-    client, pid = orphan(run, "sleep 0.2; exit 7")
+def test_statuses_of_orphans_wait_until_acknowledged(run, connect):
+    _, pid = orphan(run, connect, "sleep 0.2; exit 7")
     time.sleep(0.4)
     for _ in range(2):
-        watcher = HolderClient(run)
+        watcher = connect()
         watcher.watch()
         wait_for(lambda w=watcher: w.poll() or (pid, 7 << 8) in w.exits)
     watcher.ack(pid)
-    late = HolderClient(run)
+    late = connect()
     late.watch()
     late.roles()
     assert (pid, 7 << 8) not in late.exits
 
 
-def test_a_watcher_hears_of_later_orphans(run):
-    client, pid = orphan(run, "sleep 0.4; kill -9 $$")
+def test_a_watcher_hears_of_later_orphans(run, connect):
+    client, _ = orphan(run, connect, "sleep 0.4; kill -9 $$")
     client.watch()
     wait_for(lambda: client.poll() or client.exits)
 
 
-def test_roles_are_started_again_with_growing_pauses(run):
-    client = HolderClient(run)
+def test_roles_are_started_again_with_growing_pauses(run, connect):
+    client = connect()
     client.role("r", (sys.executable, "-ISc", f"open({run + '/lives'!r}, 'a').write('x')"))
     lives = Path(run, "lives")
     wait_for(lambda: lives.exists() and len(lives.read_text()) >= 4)
@@ -146,8 +150,8 @@ def test_roles_are_started_again_with_growing_pauses(run):
     wait_for(lambda: client.roles() == {})
 
 
-def test_a_role_has_standard_streams_only(run):
-    client = HolderClient(run)
+def test_a_role_has_standard_streams_only(run, connect):
+    client = connect()
     null = os.open("/dev/null", os.O_RDONLY)
     client.put("x", null)
     pid = client.role("r", ("/bin/sleep", "1000"))
@@ -159,8 +163,8 @@ def test_a_role_has_standard_streams_only(run):
     assert client.role("r", ("/bin/sleep", "1000")) == again
 
 
-def test_quit_ends_roles_and_leaves_nothing(run):
-    client = HolderClient(run)
+def test_quit_ends_roles_and_leaves_nothing(run, connect):
+    client = connect()
     pid = client.role("r", ("/bin/sleep", "1000"))
     client.quit()
     assert not os.path.exists(f"/proc/{pid}")
@@ -169,7 +173,7 @@ def test_quit_ends_roles_and_leaves_nothing(run):
         HolderClient(run)
 
 
-def test_the_holder_is_small(run):
+def test_the_holder_is_small(run, connect):
     pid = pid_of_holder(run)
     rss = next(
         line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")

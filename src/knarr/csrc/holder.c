@@ -159,6 +159,9 @@ static void start_role(struct role *r) {
     if (r->pid) return;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
+    signal(SIGHUP, SIG_DFL);
+    signal(SIGINT, SIG_DFL);
+    signal(SIGPIPE, SIG_DFL);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent) _exit(1);
     int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);

@@ -31,9 +31,9 @@ class ImageMounts:
         self._mounted.add(tree_id)
 
     def unmount(self, tree_id: str) -> None:
+        target = self.path(tree_id)
         if tree_id not in self._mounted:
             return
-        target = self.path(tree_id)
         mounts.umount(target, mounts.UMOUNT_NOFOLLOW)
         self._mounted.discard(tree_id)
         os.rmdir(target)

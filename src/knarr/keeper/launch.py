@@ -205,6 +205,7 @@ def _child(plan: Plan, context: Context, channel: socket.socket, null: int) -> N
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         _expect(channel, b"go")
         for item in plan.inside:
             current = item

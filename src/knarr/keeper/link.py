@@ -8,6 +8,7 @@ what to do with an exit (`on_exit`), the processes themselves (`keeper.superviso
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 from collections import deque
@@ -98,8 +99,12 @@ class PacketLine:
             self._queue.append((data, fds))
             self._loop.add_writer(self._sock.fileno(), self._writable)
 
+    @property
+    def closed(self) -> bool:
+        return self._sock.fileno() < 0
+
     def close(self) -> None:
-        if self._sock.fileno() >= 0:
+        if not self.closed:
             self._loop.remove_reader(self._sock.fileno())
             self._loop.remove_writer(self._sock.fileno())
             self._sock.close()
@@ -118,7 +123,7 @@ class PacketLine:
     def _readable(self) -> None:
         # a few at a time: others on the loop want to run too
         for _ in range(16):
-            if self._sock.fileno() < 0:
+            if self.closed:
                 return
             try:
                 data, fds = protocol.receive(self._sock)
@@ -308,31 +313,30 @@ class KeeperLink:
         sock = protocol.widen(descriptors.connect_unix(os.path.join(self._run, protocol.KEEPER)))
         call = _Call({"type": "hello", "version": protocol.VERSION, "seq": 0, "fds": []}, {})
         line = PacketLine(sock, self._received, lambda: self._line_lost(line))
-        self._line = line
         self._calls[0] = call
         try:
             line.send(protocol.encode(call.message))
             answer, _ = await call.future
+            if line.closed:
+                raise ConnectionResetError(errno.ECONNRESET, "the keeper ended")
         except BaseException:
             line.close()
-            self._line = None
             raise
         finally:
             self._calls.pop(0, None)
+        # not before: a request sent behind the hello would be settled by an answer that can't know it
+        self._line = line
         return Hello(answer["version"], answer["pid"], answer["instance"], _running(answer), _exits(answer))
 
     def _line_lost(self, line: PacketLine) -> None:
-        if line is not self._line:
-            return
-        self._line = None
         introducing = self._calls.get(0)
-        if introducing is not None and not introducing.future.done():
-            introducing.future.set_exception(ConnectionResetError(104, "the keeper ended"))
-        elif self._reconnecting is None or self._reconnecting.done():
+        if line is self._line:
+            self._line = None
             self._reconnecting = asyncio.ensure_future(self._reconnect())
+        elif introducing is not None and not introducing.future.done():
+            introducing.future.set_exception(ConnectionResetError(errno.ECONNRESET, "the keeper ended"))
 
     async def _reconnect(self) -> None:
-        before = dict(self._calls)
         try:
             hello = await self._introduce()
         except Unavailable as error:
@@ -343,8 +347,8 @@ class KeeperLink:
             self._reconnecting = asyncio.ensure_future(self._reconnect_later())
             return
         _log.info("the keeper was replaced: pid %d", hello.pid)
-        for call in (*before.values(), *(c for seq, c in self._calls.items() if seq not in before)):
-            if not call.future.done() and call.message["type"] != "hello":
+        for call in tuple(self._calls.values()):
+            if not call.future.done():
                 self._settle(call, hello)
         for workload_id, (status, when) in hello.exits.items():
             self._exit({"id": workload_id, "status": status, "time": when})

@@ -72,6 +72,8 @@ class Keeper:
         self._selector.register(self._holder, selectors.EVENT_READ, self._holder_speaks)
         self._selector.register(self._mover.sock, selectors.EVENT_READ, self._mover_speaks)
         while not self._stopping:
+            # a status may have come along with any answer of the holder's
+            self._take_orphans()
             for key, events in self._selector.select():
                 key.data(events)
 
@@ -82,7 +84,8 @@ class Keeper:
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         signal.signal(signal.SIGTERM, self._terminate)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # a handler, not SIG_IGN, which workloads would inherit
+        signal.signal(signal.SIGINT, lambda _number, _frame: None)
 
         def woken(_events: int) -> None:
             with contextlib.suppress(BlockingIOError):
