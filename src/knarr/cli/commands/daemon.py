@@ -53,14 +53,11 @@ def stop(context: Context, a: Arguments) -> int:
 
 
 def _status(context: Context) -> dict[str, Any]:
-    found = dict(transport.control(["status", context.root, context.run]))
-    pid = found.pop("daemon_pid", None)
-    if "pid" not in found:
-        found["pid"] = pid or found.get("daemon")
-    found.setdefault("keeper_pid", found.get("keeper"))
-    found.setdefault("root", context.root)
-    found.setdefault("run", context.run)
-    return found
+    found = transport.control(["status", context.root, context.run])
+    # 0 means "not now" there; a script that kills what it reads here would kill its own process group
+    return {
+        key: None if value == 0 and not isinstance(value, bool) else value for key, value in found.items()
+    }
 
 
 def status(context: Context, a: Arguments) -> int:
@@ -69,8 +66,8 @@ def status(context: Context, a: Arguments) -> int:
     if a.format:
         tables.document(found, a.format)
     elif running:
-        for key, value in found.items():
-            say(f"{key.replace('_', ' ')}: {printable(value)}")
+        for key in ("pid", "keeper_pid", "holder_pid", "root", "run"):
+            say(f"{key.replace('_', ' ')}: {printable(found.get(key))}")
     else:
         say(f"no daemon serves {context.run}")
     return 0 if running else 1
