@@ -54,7 +54,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def client(folders, tmp_path_factory):
     archive = tmp_path_factory.mktemp("archive") / "busybox.tar"
-    busybox_archive(archive, reference=IMAGE)
+    busybox_archive(str(archive), tag=IMAGE)
     with Client(*folders) as made:
         lines = list(made.load([archive.read_bytes()]))
         assert "image" in lines[-1], lines
@@ -380,7 +380,7 @@ def test_events_of_a_life(client, make):
     name = make("true")
     run(client, name)
     client.remove(name)
-    actions = [event["action"] for event in client.events(since=since) if event["id"] == name]
+    actions = [event["action"] for event in client.events(since=since, follow=False) if event["id"] == name]
     assert actions == ["create", "start", "die", "destroy"]
 
 
@@ -400,23 +400,32 @@ def test_many_at_once(client, make, folders):
     assert results == [0] * 12
 
 
-def test_daemon_killed_workloads_go_on(client, make, folders):
+def test_daemon_killed_workloads_go_on(client, folders):
     root, run_folder = folders
-    ended = make("sh", "-c", "sleep 1; echo late; exit 4")
-    lives = make("sh", "-c", "echo ready; read a; echo $a; exit 6", stdin_open=True, name="survivor")
-    client.start(ended)
+    spec = {"image": IMAGE, "auto_remove": False}
+    late = client.create({**spec, "command": ["sh", "-c", "sleep 1; echo late; exit 4"]})["id"]
+    lives = client.create(
+        {
+            **spec,
+            "command": ["sh", "-c", "echo ready; read a; echo $a; exit 6"],
+            "stdin_open": True,
+            "name": "survivor",
+        }
+    )["id"]
+    client.start(late)
     client.start(lives)
     before = client.inspect(lives)["network"]["address"]
-    pid = control("status", root, run_folder)["pid"]
-    os.kill(pid, signal.SIGKILL)
+    client.close()
+    os.kill(control("status", root, run_folder)["pid"], signal.SIGKILL)
     time.sleep(1.5)
-    with Client(root, run_folder) as new:
-        assert new.wait(ended)["exit_code"] == 4
-        assert text_of(new, ended) == b"late\n"
-        document = new.inspect("survivor")
-        assert (document["status"], document["network"]["address"]) == ("running", before)
-        session = attach(new, lives, stdin=True, start=False, logs=True)
-        session.write(b"again\n")
-        out, _, messages = frames(session)
-        assert out == b"ready\nagain\n"
-        assert messages[-1] == {"exit": 6}
+    assert client.wait(late)["exit_code"] == 4
+    assert text_of(client, late) == b"late\n"
+    document = client.inspect("survivor")
+    assert (document["status"], document["network"]["address"]) == ("running", before)
+    session = attach(client, lives, stdin=True, start=False, logs=True)
+    session.write(b"again\n")
+    out, _, messages = frames(session)
+    assert out == b"ready\nagain\n"
+    assert messages[-1] == {"exit": 6}
+    for name in (late, lives):
+        client.remove(name)

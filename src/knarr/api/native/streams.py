@@ -45,7 +45,7 @@ async def exec_process(call: Call) -> Any:
     spec = ExecSpec(**fields)
     if body.detach:
         session = await call.engine.exec(call.name, spec, detach=True)
-        return {"exec_id": session.id}
+        return http.answer({"exec_id": session.id})
     terminal = await call.engine.exec_terminal(call.name, spec)
     return await _serve(call.request, terminal, {upgrade.STDOUT, upgrade.STDERR})
 
