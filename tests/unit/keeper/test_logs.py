@@ -49,7 +49,7 @@ def tail_of(chunks, count):
             found[open_line[stream]][1] += part
             if part.endswith(b"\n"):
                 del open_line[stream]
-    kept = found[len(found) - count :] if count else []
+    kept = found[max(0, len(found) - count) :] if count else []
     return {stream: b"".join(text for number, text in kept if number == stream) for stream in (1, 2)}
 
 
