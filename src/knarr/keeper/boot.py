@@ -9,6 +9,7 @@ import fcntl
 import os
 import socket
 import subprocess
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 native = roles.native
+_DAEMON_PATIENCE = 15.0
 
 
 def start_instance(root: str, run: str, *, daemon: bool = True) -> dict[str, Any]:
@@ -54,7 +56,10 @@ def stop_instance(root: str, run: str, *, workloads: bool = False) -> dict[str, 
     holder = _find(run)
     if holder is None:
         return {"stopped": False, "workloads": 0}
-    holder.norole("daemon")
+    if workloads:
+        # while the daemon lives: it records their ends, and with none left it takes the network down
+        _kill_all(run, _live_workloads(run), forget=False)
+    _end_daemon(holder)
     alive = _live_workloads(run)
     if alive and not workloads:
         holder.close()
@@ -65,6 +70,15 @@ def stop_instance(root: str, run: str, *, workloads: bool = False) -> dict[str, 
     for name in (protocol.MOVER, protocol.KEEPER, protocol.HOLDER, "knarr.sock", "docker.sock", "cri.sock"):
         _unlink(os.path.join(run, name))
     return {"stopped": True, "workloads": 0}
+
+
+def _end_daemon(holder: HolderClient) -> None:
+    """Not before it is gone may the holder go, which the daemon needs to its last moment."""
+    pid = holder.roles().get("daemon", 0)
+    holder.norole("daemon")
+    end = time.monotonic() + _DAEMON_PATIENCE
+    while pid and os.path.exists(f"/proc/{pid}") and time.monotonic() < end:
+        _pause()
 
 
 def instance_status(root: str, run: str) -> dict[str, Any]:
@@ -195,7 +209,7 @@ def _live_workloads(run: str) -> set[str]:
         raise Unavailable(f"the keeper of {run} does not answer: {error.strerror}") from error
 
 
-def _kill_all(run: str, alive: set[str]) -> None:
+def _kill_all(run: str, alive: set[str], *, forget: bool = True) -> None:
     """SIGKILL, then forget everything: outside steps (control groups) are undone."""
     with _keeper(run) as sock:
         for workload_id in alive:
@@ -205,14 +219,12 @@ def _kill_all(run: str, alive: set[str]) -> None:
             alive = {item["id"] for part in parts for item in part["running"]}
             if alive:
                 _pause()
-        for part in _ask(sock, type="list"):
+        for part in _ask(sock, type="list") if forget else []:
             for item in part["exits"]:
                 _ask(sock, type="forget", id=item["id"])
 
 
 def _pause() -> None:
-    import time
-
     time.sleep(0.01)
 
 
