@@ -615,8 +615,10 @@ static void on_signal(unsigned id, int signum)
 	struct session *s = session_find(id);
 	if (s && s->pid > 0 && !s->exited)
 		kill(s->pid, signum);
-	else if (s == &workload && state == RUNNING && !s->pid)
-		power_off_at = now_ms(); /* an agent without workload ends by any signal */
+	else if (s == &workload && state == RUNNING && !s->pid) {
+		state = ENDED; /* an agent without workload ends by any signal */
+		power_off_at = now_ms();
+	}
 }
 
 static void on_resize(unsigned id, unsigned columns, unsigned rows)
