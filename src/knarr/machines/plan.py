@@ -170,14 +170,15 @@ def _disks() -> tuple[str, ...]:
         found += ["-add-fd", f"fd={number},set={number}"]
     tree = f"driver=raw,node-name=tree,read-only=on,{_file('file', TREE)}"
     pool = f"driver=qcow2,node-name=pool,read-only=on,{_file('file', MAP)},{_file('data-file', POOL)}"
-    upper = f"driver=raw,node-name=upper,discard=unmap,{_file('file', UPPER)}"
+    # locked: two machines on one writable disk would destroy it
+    upper = f"driver=raw,node-name=upper,discard=unmap,{_file('file', UPPER, locking='on')}"
     for node, name in ((tree, "tree"), (pool, "pool"), (upper, "upper")):
         found += ["-blockdev", node, "-device", f"virtio-blk-device,drive={name}"]
     return tuple(found)
 
 
-def _file(key: str, number: int) -> str:
-    return f"{key}.driver=file,{key}.filename=/dev/fdset/{number},{key}.locking=off"
+def _file(key: str, number: int, *, locking: str = "off") -> str:
+    return f"{key}.driver=file,{key}.filename=/dev/fdset/{number},{key}.locking={locking}"
 
 
 def _network(attachment: Attachment | None) -> tuple[str, ...]:

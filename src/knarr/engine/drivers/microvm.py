@@ -11,22 +11,25 @@ import asyncio
 import os
 import signal
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from knarr.engine.driver import ExitResult, PathStat, Services, Stats, Workload
 from knarr.engine.drivers import vm_boot
+from knarr.engine.drivers.vm_idle import IdleMachines
 from knarr.engine.drivers.vm_streams import VmExec, VmStdinTable
 from knarr.kernel import caps, facts, seccomp
 from knarr.machines import disks, folders, jail, plan, request, status, wire
 from knarr.machines.agent import Agent, AgentGone
 from knarr.machines.kernels import GuestKernel, KernelStore
+from knarr.machines.plan import MachineInput
 from knarr.model import names, state
 from knarr.model.errors import Conflict, Failed, KnarrError, Unsupported
 from knarr.model.workload import NetworkMode, Process
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
     from knarr.engine.driver import ExecSession, Stdin
     from knarr.model.resource import Image
@@ -47,6 +50,7 @@ class MicrovmDriver:
         self._kernels = KernelStore(services.root, facts.native_program("agent"))
         self._kernel_lock = asyncio.Lock()
         self._boot = vm_boot.Booter(services)
+        self._idle = IdleMachines(self._boot, self._idle_machine)
         self._stdin = VmStdinTable(services.holder)
         self._agents: dict[str, Agent] = {}
         self._uids: dict[str, int] = {}
@@ -91,7 +95,9 @@ class MicrovmDriver:
         await asyncio.to_thread(disks.make_upper, self._s.root, os.path.join(w.dir, "upper.img"))
 
     async def remove(self, w: Workload) -> None:
-        """All of it lies in `w.dir`."""
+        """All of it lies in `w.dir`, which no machine may use any more."""
+        async with self._idle.closed(w):
+            return
 
     async def _kernel(self, w: Workload) -> GuestKernel:
         async with self._kernel_lock:
@@ -122,7 +128,7 @@ class MicrovmDriver:
     async def start(self, w: Workload) -> int:
         kernel = await self._kernel(w)
         chosen = await self._boot.accelerator(kernel)
-        async with AsyncExitStack() as undo:
+        async with self._idle.closed(w), AsyncExitStack() as undo:
             tap = await self._s.network.connect(w, vm=True)
             undo.callback(self._s.network.disconnect, w)
             undo.callback(self._let_go, w)
@@ -300,47 +306,27 @@ class MicrovmDriver:
     # files
 
     async def stat_path(self, w: Workload, path: str) -> PathStat:
-        async with AsyncExitStack() as stack:
-            agent = await self._files(w, stack)
+        async with self._files(w) as agent:
             size, mode, mtime, name, target = await _named(w, agent.stat_path(path))
         return PathStat(name=name, size=size, mode=mode, mtime=mtime, link_target=target)
 
     async def archive_get(self, w: Workload, path: str, write: Callable[[bytes], Awaitable[None]]) -> None:
-        async with AsyncExitStack() as stack:
-            agent = await self._files(w, stack)
+        async with self._files(w) as agent:
             await _named(w, agent.archive("get", path, write))
 
     async def archive_put(self, w: Workload, path: str, read: Callable[[], Awaitable[bytes]]) -> None:
-        async with AsyncExitStack() as stack:
-            agent = await self._files(w, stack)
+        async with self._files(w) as agent:
             await _named(w, agent.unpack(path, read))
 
-    async def _files(self, w: Workload, stack: AsyncExitStack) -> Agent:
-        """The running machine, or one booted without the workload for as long as the stack is open."""
-        if w.status.running:
-            return self._agent(w)
+    def _files(self, w: Workload) -> AbstractAsyncContextManager[Agent]:
+        """The running machine, or one booted without the workload."""
+        return nullcontext(self._agent(w)) if w.status.running else self._idle.open(w)
+
+    async def _idle_machine(self, w: Workload) -> tuple[MachineInput, int]:
         kernel = await self._kernel(w)
         chosen = await self._boot.accelerator(kernel)
-        key = f"{w.id}.cp"
-        boot = vm_boot.Boot(
-            key=key,
-            machine=plan.MachineInput(kernel=kernel, accel=chosen.kind, tsc_khz=chosen.tsc_khz),
-            records=request.idle_records(time_ns=time.time_ns(), seed=os.urandom(64)),
-            uid=vm_boot.uid_of(self._s.instance, w.id, set(self._uids.values())),
-        )
-        _, agent = await self._boot.boot(w, boot)
-        stack.push_async_callback(self._end_idle, key, agent)
-        await agent.started()
-        return agent
-
-    async def _end_idle(self, key: str, agent: Agent) -> None:
-        agent.signal(signal.SIGTERM)
-        try:
-            await asyncio.wait_for(asyncio.shield(agent.ended), _SILENCE)
-        except (KnarrError, TimeoutError):
-            pass
-        agent.close()
-        await self._boot.destroy(key)
+        machine = plan.MachineInput(kernel=kernel, accel=chosen.kind, tsc_khz=chosen.tsc_khz)
+        return machine, vm_boot.uid_of(self._s.instance, w.id, set(self._uids.values()))
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(_quietly(work))

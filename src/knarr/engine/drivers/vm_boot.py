@@ -58,7 +58,7 @@ def deadline(kind: str) -> float:
 
 
 def uid_of(instance: str, workload: str, taken: set[int]) -> int:
-    """A user id of the machine's own: 2^30, 14 bits of the instance, 16 of the workload; moved on while taken."""
+    """Its own user id: 2^30, 14 bits of the instance, 16 of the workload, the next while taken."""
     base = _UID_BASE | (int(instance, 16) & 0x3FFF) << 16
     slot = int(workload[:4], 16)
     while base | slot in taken:
