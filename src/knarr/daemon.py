@@ -171,6 +171,7 @@ async def _listen(stack: AsyncExitStack, engine: Engine, sock: socket.socket) ->
         server.application(engine),
         access_log=None,
         handle_signals=False,
+        handler_cancellation=True,
         keepalive_timeout=_KEEPALIVE,
         shutdown_timeout=_PATIENCE,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -429,3 +430,59 @@ def test_daemon_killed_workloads_go_on(client, folders):
     assert messages[-1] == {"exit": 6}
     for name in (late, lives):
         client.remove(name)
+
+
+def test_clients_that_go_away_leave_nothing(client, make, folders):
+    name = make("sh", "-c", "sleep 1; exit 3")
+    client.start(name)
+    pid = control("status", *folders)["pid"]
+    before = len(os.listdir(f"/proc/{pid}/fd"))
+    gone = []
+    for verb in ("wait", "logs?follow=1", "attach?stdout=1", "stats?stream=1"):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(f"{folders[1]}/knarr.sock")
+        method = "GET" if verb[0] in "ls" else "POST"
+        sock.sendall(
+            f"{method} /v1/workloads/{name}/{verb} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode()
+        )
+        gone.append(sock)
+    time.sleep(0.3)
+    assert len(os.listdir(f"/proc/{pid}/fd")) > before
+    for sock in gone:
+        sock.close()
+    time.sleep(0.3)
+    assert len(os.listdir(f"/proc/{pid}/fd")) <= before
+    assert client.wait(name)["exit_code"] == 3
+
+
+def test_a_keeper_killed_during_an_exec(client, make, folders):
+    name = make("sleep", "100")
+    client.start(name)
+    session = client.execute(name, {"args": ["sh", "-c", "echo on; sleep 1; echo off; exit 9"]})
+    seen = iter(session)
+    assert next(seen)[0] == CONTROL
+    assert next(seen) == (STDOUT, b"on\n")
+    os.kill(control("status", *folders)["keeper_pid"], signal.SIGKILL)
+    rest = list(seen)
+    assert (STDOUT, b"off\n") in rest
+    assert json.loads(rest[-1][1]) == {"exit": 9}
+    session.close()
+    client.kill(name, "KILL")
+    assert client.wait(name)["exit_code"] == 137
+
+
+def test_a_slow_client_holds_nobody_up(client, make, folders):
+    noisy = make("sh", "-c", "dd if=/dev/zero bs=65536 count=800 2>/dev/null")
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(f"{folders[1]}/knarr.sock")
+    client.start(noisy)
+    sock.sendall(f"GET /v1/workloads/{noisy}/logs?follow=1 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert client.wait(noisy)["exit_code"] == 0
+    started = time.monotonic()
+    for _ in range(20):
+        client.version()
+    assert time.monotonic() - started < 5
+    received = 0
+    while received < 800 * 65536:
+        received += len(sock.recv(1 << 20))
+    sock.close()

@@ -93,11 +93,20 @@ _BASE = "/v1/images"
 _ONE = _BASE + "/{name:.+}"
 
 ROUTES = (
-    Route(method="POST", path=_BASE + "/pull", act=pull_image, text="Pull", body=PullRequest, gives=_LINES),
+    Route(
+        method="POST",
+        path=_BASE + "/pull",
+        cancels=True,
+        act=pull_image,
+        text="Pull",
+        body=PullRequest,
+        gives=_LINES,
+    ),
     Route(
         method="POST",
         path=_BASE + "/load",
         act=load_images,
+        cancels=True,
         text="Load a docker-save or OCI archive, plain, gzip or zstd",
         takes=_TAR,
         gives=_LINES,
@@ -106,6 +115,7 @@ ROUTES = (
         method="POST",
         path=_BASE + "/import",
         act=import_image,
+        cancels=True,
         text="Import the tar of a root file system",
         query=(Param(name="reference", kind="str", text="name for the image"),),
         takes=_TAR,
@@ -115,6 +125,7 @@ ROUTES = (
         method="POST",
         path=_BASE + "/bootstrap",
         act=bootstrap_image,
+        cancels=True,
         text="Make an image from a distribution's packages",
         body=BootstrapRequest,
         gives=_LINES,

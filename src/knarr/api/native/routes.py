@@ -66,6 +66,8 @@ class Route:
     """media type of a body that is streamed"""
     gives: str = "application/json"
     status: int = 200
+    cancels: bool = False
+    """ended when its client goes; all others are acts, which are finished whatever the client does"""
     errors: tuple[str, ...] = field(default=())
     """kinds beyond `invalid`, which all may give"""
 

@@ -5,8 +5,9 @@ Out of scope: sockets and the process (`daemon`).
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -43,7 +44,10 @@ def _handler(engine: Engine, route: Route) -> Callable[[web.Request], Awaitable[
             call = Call(engine=engine, request=request, query=parse_query(route, request))
             if route.body is not None:
                 call.body = decode_body(route, await http.read_json(request))
-            result = await route.act(call)
+            if route.cancels:
+                result = await route.act(call)
+            else:
+                result = await asyncio.shield(_act(route, call))
         except ConnectionError:
             raise
         except Exception as error:
@@ -51,6 +55,10 @@ def _handler(engine: Engine, route: Route) -> Callable[[web.Request], Awaitable[
         return result if isinstance(result, web.StreamResponse) else http.answer(result, route.status)
 
     return handle
+
+
+async def _act(route: Route, call: Call) -> Any:
+    return await route.act(call)
 
 
 def _refuse(request: web.Request, error: KnarrError) -> web.Response:

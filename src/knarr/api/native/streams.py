@@ -18,7 +18,7 @@ from knarr.model.errors import Conflict, Invalid, KnarrError
 from knarr.model.workload import ExecSpec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
     from knarr.engine.streams import Terminal
 
@@ -32,9 +32,8 @@ class ExecRequest(ExecSpec):
 
 async def attach(call: Call) -> Any:
     query = call.query
-    terminal = await call.engine.attach(
-        call.name, stdin=query["stdin"], logs=query["logs"], start=query["start"]
-    )
+    opened = call.engine.attach(call.name, stdin=query["stdin"], logs=query["logs"], start=query["start"])
+    terminal = await _opened(opened)
     wanted = {upgrade.STDOUT: query["stdout"], upgrade.STDERR: query["stderr"]}
     return await _serve(call.request, terminal, {stream for stream, on in wanted.items() if on})
 
@@ -44,10 +43,30 @@ async def exec_process(call: Call) -> Any:
     fields = {name: getattr(body, name) for name in ExecSpec.__slots__}
     spec = ExecSpec(**fields)
     if body.detach:
-        session = await call.engine.exec(call.name, spec, detach=True)
+        session = await asyncio.shield(call.engine.exec(call.name, spec, detach=True))
         return http.answer({"exec_id": session.id})
-    terminal = await call.engine.exec_terminal(call.name, spec)
+    terminal = await _opened(call.engine.exec_terminal(call.name, spec))
     return await _serve(call.request, terminal, {upgrade.STDOUT, upgrade.STDERR})
+
+
+async def _opened(opening: Coroutine[Any, Any, Terminal]) -> Terminal:
+    """A start or exec under way is finished although its client has gone; then nobody holds its streams."""
+    task = asyncio.ensure_future(opening)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_abandon)
+        raise
+
+
+def _abandon(task: asyncio.Task[Terminal]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        closing = asyncio.ensure_future(task.result().close())
+        _closing.add(closing)
+        closing.add_done_callback(_closing.discard)
+
+
+_closing: set[asyncio.Task[None]] = set()
 
 
 async def _serve(request: web.Request, terminal: Terminal, streams: set[int]) -> web.StreamResponse:
@@ -210,6 +229,7 @@ ROUTES = (
         method="POST",
         path=_ONE + "/attach",
         act=attach,
+        cancels=True,
         text="Streams of the workload itself; the exit frame comes after the last byte",
         query=(
             Param(name="stdin", kind="bool", text="take stdin frames", default=False),
@@ -225,6 +245,7 @@ ROUTES = (
         method="POST",
         path=_ONE + "/exec",
         act=exec_process,
+        cancels=True,
         text="One more process inside; with detach the answer is 200 and its id",
         body=ExecRequest,
         gives=FRAMES,
@@ -235,6 +256,7 @@ ROUTES = (
         method="GET",
         path=_ONE + "/logs",
         act=logs,
+        cancels=True,
         text="What the workload wrote, as frames",
         query=(
             Param(name="follow", kind="bool", text="until it ends", default=False),
@@ -251,6 +273,7 @@ ROUTES = (
         method="GET",
         path=_ONE + "/stats",
         act=stats,
+        cancels=True,
         text="Counters, once or every second",
         query=(Param(name="stream", kind="bool", text="every second until it ends", default=False),),
         errors=("not_found", "conflict"),

@@ -49,6 +49,7 @@ ROUTES = (
         method="GET",
         path="/v1/events",
         act=events,
+        cancels=True,
         text="What happened, one JSON object a line",
         query=(
             Param(name="since", kind="time", text="past events from this moment on"),

@@ -139,6 +139,7 @@ ROUTES = (
         method="POST",
         path=_ONE + "/wait",
         act=wait,
+        cancels=True,
         text="Answer when the condition holds",
         query=(
             Param(

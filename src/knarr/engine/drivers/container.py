@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from knarr.containers import plan as planner
 from knarr.engine.driver import ExitResult, PathStat, Services, Stats, Workload
-from knarr.engine.drivers import archives
+from knarr.engine.drivers import archives, exitwatch
 from knarr.engine.drivers.execs import ContainerExec
 from knarr.engine.drivers.failures import start_failure
 from knarr.engine.drivers.pipes import set_size
@@ -146,13 +146,16 @@ class ContainerDriver:
         plan = planner.plan_exec(self._input(w, {}), process, w.pid)
         ended = self._s.execs.expect(exec_id)
         try:
-            _, fds = await self._s.keeper.exec(w.id, exec_id, plan, {}, streams)
+            pid, fds = await self._s.keeper.exec(w.id, exec_id, plan, {}, streams)
         except KeeperError as error:
             ended.cancel()
             raise start_failure(w.name, process.args[0], error) from error
         except BaseException:
             ended.cancel()
             raise
+
+        if not ended.done():
+            exitwatch.watch(pid, ended)
 
         async def send_signal(signum: int) -> None:
             await self._send(w, signum, exec_id)
