@@ -89,10 +89,7 @@ def pipeline_floor(blob: str) -> float:
 
 def pulls(client: Client, report: Report, count: int, folder: str) -> None:
     image = debian(client, report)
-    manifest = registry.layout(client.root, image, os.path.join(folder, "layout"))
-    blob = os.path.join(
-        folder, "layout", "blobs", "sha256", manifest["layers"][0]["digest"].removeprefix("sha256:")
-    )
+    blob = registry.layout(client.root, image, os.path.join(folder, "layout"))
     os.mkdir(os.path.join(folder, "registry"))
     with registry.serve(os.path.join(folder, "registry")) as host:
         reference = f"{host}/bench/debian:1"

@@ -13,7 +13,7 @@ from knarr.client.client import Client
 from knarr.model.errors import Failed
 from knarr.model.workload import Isolation, WorkloadSpec
 
-IDLE = {Isolation.CONTAINER: 20, Isolation.MICROVM: 2}
+IDLE = {Isolation.CONTAINER: 50, Isolation.MICROVM: 2}
 
 
 def spec(isolation: Isolation, *command: str) -> WorkloadSpec:
