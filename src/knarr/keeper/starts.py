@@ -193,6 +193,9 @@ class Starts:
 
     def _converse(self, pending: Pending) -> None:
         launch, entry = pending.launch, pending.entry
+        if self._pending.get(launch.pid) is not pending:
+            # ended by its reaping earlier in this very turn of the selector
+            return
         try:
             while (sent := launch.read()) is not None:
                 for name, fd in sent:
