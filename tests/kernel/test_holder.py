@@ -21,7 +21,9 @@ from knarr.model.errors import Failed, Unavailable
 def run(tmp_path):
     folder = tmp_path / ("long" * 30) / "run"
     folder.mkdir(parents=True)
-    subprocess.run([boot.native("holder"), str(folder)], check=True, stdin=subprocess.DEVNULL)
+    subprocess.run(
+        [boot.native("holder"), str(folder)], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     yield str(folder)
     with contextlib.suppress(Unavailable), HolderClient(str(folder)) as client:
         client.quit()
@@ -112,7 +114,7 @@ def test_a_replaced_descriptor_is_closed(run, connect):
 def orphan(run, connect, script):
     """A grandchild below the holder, whose parent ends at once."""
     client = connect()
-    client.role("maker", ("/bin/sh", "-c", f"({script}) & echo $! >{run}/pid; sleep 1000"))
+    client.role("maker", ("/bin/sh", "-c", f"({script}) & echo $! >{run}/pid; exec sleep 1000"))
     pid = int(wait_for(lambda: Path(run, "pid").exists() and Path(run, "pid").read_text().strip()))
     os.kill(client.roles()["maker"], signal.SIGKILL)
     client.norole("maker")
