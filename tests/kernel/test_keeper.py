@@ -145,7 +145,7 @@ def test_exec_joins_the_workloads_pid_namespace(tmp_path):
 
 def test_a_terminal_for_an_exec(tmp_path):
     async def work(it):
-        await it.shell("w", "sleep 1000")
+        await it.shell("w", "exec sleep 1000")
         plan = Plan(inside=(Guard(), Pty(console=False)), argv=("/bin/sh", "-c", "tty"), env=ENV, fds=STREAMS)
         _, ends = await it.link.exec("w", "e", plan, streams={"tty": True})
         assert os.read(ends["tty"], 100).startswith(b"/dev/pts/")
@@ -157,7 +157,7 @@ def test_a_terminal_for_an_exec(tmp_path):
 
 def test_the_root_of_a_running_workload(tmp_path):
     async def work(it):
-        await it.shell("w", "sleep 1000")
+        await it.shell("w", "exec sleep 1000")
         root = await it.link.root("w")
         assert os.path.samestat(os.fstat(root), os.stat("/"))
         os.close(root)
@@ -238,7 +238,7 @@ def test_control_starts_once_and_leaves_nothing(tmp_path):
 def test_stop_spares_living_workloads_unless_told(tmp_path):
     async def work():
         async with Instance(tmp_path) as it:
-            await it.shell("w", "sleep 1000")
+            await it.shell("w", "exec sleep 1000")
             assert boot.stop_instance(it.root, it.run) == {"stopped": True, "workloads": 1, "left": ["w"]}
             assert (await it.link.list())[0].keys() == {"w"}
 

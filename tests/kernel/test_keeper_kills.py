@@ -140,7 +140,7 @@ def test_a_start_whose_answer_is_lost_happens_once(tmp_path):
 
 def test_execs_in_flight_end_with_an_error_or_run(tmp_path):
     async def work(it):
-        await it.shell("w", "sleep 1000")
+        await it.shell("w", "exec sleep 1000")
         for number in range(6):
             plan = Plan(argv=("/bin/true",), env=ENV)
             task = asyncio.ensure_future(it.link.exec("w", f"e{number}", plan))

@@ -102,8 +102,6 @@ static void hang_up(struct conn *c) {
         }
     /* a child between fork and exec still has the descriptor: closing it alone would leave it in the poller */
     epoll_ctl(poller, EPOLL_CTL_DEL, c->fd, NULL);
-    /* a role that is between fork and exec has a copy of the socket, so that close alone leaves it in the set */
-    epoll_ctl(poller, EPOLL_CTL_DEL, c->fd, NULL);
     close(c->fd);
     free(c);
 }

@@ -66,6 +66,12 @@ class LogWriter:
         self._position[stream] += length
         self._record(stream, 0)
 
+    def recover(self) -> None:
+        """Record what a killed mover moved and could not record: further bytes may never come. Raises OSError."""
+        for stream, name in NAMES.items():
+            if stream not in self._files and os.path.exists(os.path.join(self._folder, name)):
+                self._open(stream)
+
     def close(self) -> None:
         for fd in (*self._files.values(), self._index):
             if fd >= 0:

@@ -55,6 +55,9 @@ class Mover:
     # moving
 
     def _move(self, stream: Stream) -> None:
+        if stream.closed:
+            # by a request earlier in this very turn of the selector; its numbers may be others' by now
+            return
         stream.move()
         if stream.ended and (stream.name != "tty" or stream.workload in self._drops):
             self._close(stream)
@@ -86,6 +89,8 @@ class Mover:
             return
         now = time.monotonic()
         for stream in [stream for stream in self._parked if stream.retry_at <= now]:
+            if stream.closed:
+                continue
             stream.move()
             if stream.retry_at == 0.0 and not stream.ended:
                 self._parked.discard(stream)
@@ -138,6 +143,8 @@ class Mover:
             self._selector.register(sock, selectors.EVENT_READ, None)
 
     def _receive(self, sock: socket.socket) -> None:
+        if sock.fileno() < 0:
+            return
         try:
             data, fds = descriptors.recv_fds(sock, 4096, 8)
         except BlockingIOError:
@@ -180,6 +187,7 @@ class Mover:
             _, workload, stream = name.split("/", 2)
             found.setdefault(workload, set()).add(stream)
         for workload, names in found.items():
+            self._recover(workload)
             for group in (("out",), ("err",), ("tty", "ttypipe-r", "ttypipe-w")):
                 if names.issuperset(group) and group[0] not in self._streams.get(workload, {}):
                     held = {name: self._holder.get(f"log/{workload}/{name}") for name in group}
@@ -196,6 +204,17 @@ class Mover:
                 continue
             streams[stream.name] = stream
             self._selector.register(stream.source, selectors.EVENT_READ, stream)
+
+    def _recover(self, workload: str) -> None:
+        """What the mover before this one moved without recording it."""
+        if workload in self._logs:
+            return
+        log = self._logs[workload] = LogWriter(self._folder(workload))
+        try:
+            log.recover()
+        except OSError:
+            # a full disk: the next byte, or the next mover, tries again
+            pass
 
     def _folder(self, workload: str) -> str:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import time
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ class Stream:
         """nothing was left to move"""
         self.retry_at = 0.0
         """monotonic time of the next attempt after a failure; 0 = none"""
+        self.closed = False
         self._pause = 0.0
         self._pipe = pipe
         self._log = log
@@ -44,6 +46,8 @@ class Stream:
         self._wide = False
         for fd in (source, *(pipe or ())):
             os.set_blocking(fd, False)
+        self._poll = select.poll()
+        self._poll.register(source if pipe is None else pipe[0], select.POLLIN)
 
     def held_names(self) -> list[str]:
         """Its names in the holder."""
@@ -52,6 +56,7 @@ class Stream:
         return [f"log/{self.workload}/{self.name}"]
 
     def close(self) -> None:
+        self.closed = True
         for fd in (self.source, *(self._pipe or ())):
             os.close(fd)
 
@@ -63,6 +68,9 @@ class Stream:
                 self._from_pipe(self.source)
             else:
                 self._from_tty(self._pipe)
+        except FileNotFoundError:
+            # the log's folder is gone: nobody will read it
+            self.ended = self.empty = True
         except OSError:
             # a full or broken disk: the bytes stay in the pipe, the workload waits on a full one
             self.ended = self.empty = False
@@ -107,6 +115,10 @@ class Stream:
 
     def _splice(self, source: int) -> int | None:
         """Bytes moved into the file, None when there are none now, 0 at the end."""
+        events = self._poll.poll(0)
+        if not events or not events[0][1] & select.POLLIN:
+            # the files are only made for who writes
+            return 0 if events else None
         target, position = self._log.target(self._number)
         try:
             moved = os.splice(source, target, TURN, offset_dst=position, flags=os.SPLICE_F_NONBLOCK)

@@ -150,3 +150,36 @@ def test_lines_are_assembled_with_the_time_of_their_first_byte():
         (3, 1, b"d\n"),
         (2, 2, b"y"),
     ]
+
+
+def test_files_are_only_made_for_who_writes(tmp_path):
+    log = LogWriter(str(tmp_path))
+    r, w = os.pipe()
+    stream = Stream("w", "out", r, log)
+    stream.move()
+    assert (stream.empty, stream.ended) == (True, False)
+    os.close(w)
+    stream.move()
+    assert (stream.empty, stream.ended) == (True, True)
+    assert os.listdir(tmp_path) == []
+    stream.close()
+
+
+def test_a_log_whose_folder_is_gone_ends(tmp_path):
+    log = LogWriter(str(tmp_path / "gone"))
+    r, w = os.pipe()
+    stream = Stream("w", "out", r, log)
+    os.write(w, b"x")
+    stream.move()
+    assert stream.ended
+    assert not stream.retry_at
+    stream.close()
+    os.close(w)
+
+
+def test_recovery_needs_no_further_byte(tmp_path):
+    (tmp_path / "err").write_bytes(b"spliced, then killed\n")
+    log = LogWriter(str(tmp_path))
+    log.recover()
+    log.close()
+    assert read(str(tmp_path)) == [(2, b"spliced, then killed\n")]
