@@ -62,12 +62,14 @@ class Hello(NamedTuple):
 class _Call:
     """One request in flight."""
 
-    __slots__ = ("fds", "future", "message", "parts")
+    __slots__ = ("fds", "future", "message", "parts", "posted")
 
     def __init__(self, message: dict[str, Any], fds: dict[str, int]) -> None:
         self.message = message
         self.fds = fds
         self.parts: list[dict[str, Any]] = []
+        self.posted = False
+        """a keeper may have read it"""
         self.future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
 
@@ -262,6 +264,7 @@ class KeeperLink:
             return
         try:
             self._line.send(protocol.encode(call.message), tuple(call.fds.values()))
+            call.posted = True
         except OSError as error:
             if error.errno is not None and isinstance(error, ConnectionError):
                 return  # the reader notices too, and everything in flight is settled there
@@ -363,7 +366,7 @@ class KeeperLink:
         kind = call.message["type"]
         if kind == "start" and (workload_id in hello.running or workload_id in hello.exits):
             call.future.set_result(({"pid": hello.running.get(workload_id, 0)}, {}))
-        elif kind == "exec":
+        elif kind == "exec" and call.posted:
             # its streams are lost with the answer that carried them
             error = Unavailable(
                 f"the keeper was replaced while {workload_id} was executing", hint="try again"
