@@ -7,6 +7,7 @@ everything it composes.
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -36,7 +37,7 @@ from knarr.images.store import ImageStore
 from knarr.keeper import roles
 from knarr.keeper.holder import HolderClient, listening
 from knarr.keeper.link import KeeperLink
-from knarr.kernel import facts, process
+from knarr.kernel import cgroups, facts, process
 from knarr.model.errors import KnarrError
 from knarr.model.workload import Isolation
 from knarr.networks.manager import NetworkManager
@@ -112,7 +113,7 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
     stack.callback(images.close)
     networks = NetworkManager(state.instance, state.run, holder)
     networks.ensure()
-    stack.callback(lambda: networks.close(keep=any(entry.w.status.alive for entry in table)))
+    stack.callback(_leave, state, networks, table)
     _start_dns(holder, state)
     host = facts.probe()
     keeper = KeeperLink(state.run)
@@ -152,6 +153,21 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
     await adopt.adopt(engine, hello.running, hello.exits)
     stack.push_async_callback(engine.close)
     return engine
+
+
+def _leave(state: StateDir, networks: NetworkManager, table: Table) -> None:
+    """With no workload left, what the host shared with this instance goes too."""
+    alive = any(entry.w.status.alive for entry in table)
+    networks.close(keep=alive)
+    if alive:
+        return
+    groups = cgroups.group_paths(cgroups.detect(), state.instance, "any")
+    for folder in {os.path.dirname(path) for path in groups.values()}:
+        try:
+            os.rmdir(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EBUSY, errno.ENOTEMPTY):
+                _log.warning("%s: %s", folder, error.strerror)
 
 
 def _drivers(services: Services) -> dict[Isolation, Driver]:
