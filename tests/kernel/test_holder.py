@@ -176,6 +176,7 @@ def test_quit_ends_roles_and_leaves_nothing(run, connect):
 
 
 def test_the_holder_is_small(run, connect):
+    connect().roles()  # it has left its parent and named itself by now
     pid = pid_of_holder(run)
     rss = next(
         line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")

@@ -56,8 +56,6 @@ static int64_t now_ms(void) {
     return t.tv_sec * 1000LL + t.tv_nsec / 1000000;
 }
 
-/* --- packets ------------------------------------------------------------------------------------------------ */
-
 static void begin(const char *text) {
     out_len = strlen(text);
     memcpy(out, text, out_len);
@@ -106,8 +104,6 @@ static void hang_up(struct conn *c) {
     free(c);
 }
 
-/* --- statuses of orphans -------------------------------------------------------------------------------------- */
-
 static void flush(struct conn *c) {
     int error = 0;
     for (size_t i = 0; i < status_count && !error; i++) {
@@ -141,8 +137,6 @@ static void drop_status(pid_t pid) {
             return;
         }
 }
-
-/* --- roles ---------------------------------------------------------------------------------------------------- */
 
 static void start_role(struct role *r) {
     sigset_t none;
@@ -228,8 +222,6 @@ static void quit(void) {
     exit(0);
 }
 
-/* --- descriptors ---------------------------------------------------------------------------------------------- */
-
 static size_t find(const char *name) {
     size_t low = 0, high = entry_count;
     while (low < high) {
@@ -290,8 +282,6 @@ static void list(const char *prefix, const char *after) {
         word(entries[at].name);
     }
 }
-
-/* --- requests ------------------------------------------------------------------------------------------------- */
 
 static struct role *role_named(const char *name) {
     for (int i = 0; i < role_count; i++)
@@ -435,8 +425,6 @@ static void take_signal(void) {
     if (info.ssi_signo == SIGTERM) quit();
     reap();
 }
-
-/* --- start ---------------------------------------------------------------------------------------------------- */
 
 static int fail(const char *what) {
     perror(what);

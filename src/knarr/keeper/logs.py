@@ -67,7 +67,7 @@ class LogWriter:
         self._record(stream, 0)
 
     def recover(self) -> None:
-        """Record what a killed mover moved and could not record: further bytes may never come. Raises OSError."""
+        """Record what a killed mover moved without: further bytes may never come. Raises OSError."""
         for stream, name in NAMES.items():
             if stream not in self._files and os.path.exists(os.path.join(self._folder, name)):
                 self._open(stream)
