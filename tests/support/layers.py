@@ -27,7 +27,9 @@ def opener(data: bytes, piece: int = 70_001):
     return opened
 
 
-def layer(tar: bytes, *, compress=lambda data: gzip.compress(data, 1, mtime=0), named=True, **changes) -> Layer:
+def layer(
+    tar: bytes, *, compress=lambda data: gzip.compress(data, 1, mtime=0), named=True, **changes
+) -> Layer:
     blob = compress(tar)
     values = {
         "digest": digest(blob) if named else "",

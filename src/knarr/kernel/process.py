@@ -153,8 +153,10 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 
 
 def reset_signals() -> None:
-    """What is ignored outlives an exec (Python ignores SIGPIPE, a shell's background job SIGINT and SIGQUIT, nohup
-    SIGHUP): back to what programs expect."""
+    """Back to what programs expect: what is ignored outlives an exec.
+
+    Python ignores SIGPIPE, a shell's background job SIGINT and SIGQUIT, nohup SIGHUP.
+    """
     for number in signal.valid_signals():
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
