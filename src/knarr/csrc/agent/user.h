@@ -132,13 +132,13 @@ static void resolve_user(struct request *q, struct user *user)
 	snprintf(user->home, sizeof user->home, "/");
 	if (!find_user(who, user)) {
 		if (parse_id(who) < 0)
-			fail_code(ENOENT, 126, "unable to find user %s: no matching entries in passwd file", who);
+			fail_code(ENOENT, 125, "unable to find user %s: no matching entries in passwd file", who);
 		user->uid = parse_id(who);
 	}
 	if (group && *group) {
 		long gid = find_group(group);
 		if (gid < 0)
-			fail_code(ENOENT, 126, "unable to find group %s: no matching entries in group file", group);
+			fail_code(ENOENT, 125, "unable to find group %s: no matching entries in group file", group);
 		user->gid = gid;
 	} else if (*user->name) {
 		add_memberships(user);
@@ -146,7 +146,7 @@ static void resolve_user(struct request *q, struct user *user)
 	for (char **extra = request_list(q, "group"); *extra; extra++) {
 		long gid = find_group(*extra);
 		if (gid < 0)
-			fail_code(ENOENT, 126, "unable to find group %s: no matching entries in group file", *extra);
+			fail_code(ENOENT, 125, "unable to find group %s: no matching entries in group file", *extra);
 		add_group(user, gid);
 	}
 	add_group(user, user->gid);

@@ -114,7 +114,7 @@ class Booter:
         await self._forget(key)
 
     def forget_sockets(self, key: str) -> None:
-        for prefix in ("agent", "qmp"):
+        for prefix in ("agent", "qmp", "stdin"):
             self._s.holder.delete(f"{prefix}/{key}")
 
     async def _forget(self, key: str) -> None:

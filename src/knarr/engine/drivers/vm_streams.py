@@ -39,9 +39,12 @@ class VmStdinTable:
             writer.close()
 
     async def end(self, workload_id: str, writer: Writer) -> None:
-        """The frame says the end, not the socket: QEMU would only see a client that went away."""
+        """The frame says the end. The socket stays open in the holder: QEMU drops what it has not read from one
+        whose peer is gone.
+        """
         if self._open.get(workload_id) is writer:
             await writer.write(wire.STDIN_END)
+            self._holder.put(f"stdin/{workload_id}", writer.fd)
             self._holder.delete(f"in/{workload_id}")
             self.drop(workload_id)
 
