@@ -107,7 +107,7 @@ def parse_signal(text: str) -> int:
     """`TERM`, `SIGTERM`, `15`, `RTMIN+3`. Raises `Invalid`."""
     name = text.strip().upper().removeprefix("SIG")
     if name.isascii() and name.isdigit():
-        number = int(name)
+        number = int(name) if len(name) < 10 else 0
     elif real_time := _REAL_TIME.fullmatch(name):
         above, below = real_time.groups()
         number = signal.SIGRTMIN + int(above) if above else signal.SIGRTMAX - int(below)
@@ -115,7 +115,7 @@ def parse_signal(text: str) -> int:
         found = getattr(signal, f"SIG{name}", None)
         number = int(found) if isinstance(found, signal.Signals) else 0
     if not 1 <= number <= signal.SIGRTMAX:
-        raise Invalid(f"{text!r} is not a signal", hint="a name such as TERM or a number from 1 to 64")
+        raise Invalid(f"{text[:40]!r} is not a signal", hint="a name such as TERM or a number from 1 to 64")
     return number
 
 

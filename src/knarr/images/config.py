@@ -131,14 +131,27 @@ def _object(document: dict[str, Any], key: str) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise Invalid(f"image config: {key!r} is not an object")
+    if not all(_is_plain(name) for name in value):
+        raise Invalid(f"image config: {key!r} has a name that is not a plain text")
     return value
+
+
+def _is_plain(value: Any) -> bool:
+    """JSON can spell half a surrogate pair, which no encoding of ours takes: lists of images would break."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text(document: dict[str, Any], key: str) -> str:
     value = document.get(key)
     if value is None:
         return ""
-    if not isinstance(value, str) or "\0" in value:
+    if not _is_plain(value):
         raise Invalid(f"image config: {key!r} is not a plain text")
     return value
 
@@ -147,7 +160,7 @@ def _texts(document: dict[str, Any], key: str) -> tuple[str, ...]:
     value = document.get(key)
     if value is None:
         return ()
-    if not isinstance(value, list) or not all(isinstance(item, str) and "\0" not in item for item in value):
+    if not isinstance(value, list) or not all(_is_plain(item) for item in value):
         raise Invalid(f"image config: {key!r} is not a list of plain texts")
     return tuple(value)
 
@@ -160,6 +173,6 @@ def _env(document: dict[str, Any]) -> tuple[str, ...]:
 def _labels(document: dict[str, Any]) -> dict[str, str]:
     labels = _object(document, "Labels")
     for key, value in labels.items():
-        if not isinstance(value, str):
-            raise Invalid(f"image config: label {key!r} is not a text")
+        if not _is_plain(value):
+            raise Invalid(f"image config: label {key!r} is not a plain text")
     return labels

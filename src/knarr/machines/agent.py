@@ -21,6 +21,8 @@ from knarr.model.errors import Conflict, Failed, KnarrError, NotFound, Unavailab
 T = TypeVar("T")
 _READ_SIZE = 65536
 _QUEUE_HIGH = 256 << 10
+_STATUS_MAX = 16 << 10
+"""a file's status: three numbers, a name, a link's target"""
 
 
 class AgentGone(Unavailable):
@@ -123,6 +125,9 @@ class Session:
         self._agent.forget(self._number)
 
     def _on_data(self, event: Event) -> None:
+        if not event.payload:
+            # counts for nothing in the window, so any number of them could pile up
+            return
         self._unread += len(event.payload)
         if event.stream not in (1, 2) or self._unread > 2 * wire.WINDOW:
             raise Failed("the guest's agent broke the protocol: more output than was asked for")
@@ -203,13 +208,15 @@ class Agent:
 
         async def collect(data: bytes) -> None:
             output.extend(data)
+            if len(output) > _STATUS_MAX:
+                raise Failed("the guest's agent broke the protocol: a file's status without end")
 
         await self.archive("lstat", path, collect)
         numbers, name, target = [*bytes(output).split(b"\0"), b"", b""][:3]
         fields = numbers.split()
-        if len(fields) != 3 or not all(field.removeprefix(b"-").isdigit() for field in fields):
+        if len(fields) != 3 or not all(_is_number(field) for field in fields):
             raise Failed("the guest's agent broke the protocol: a file's status")
-        size, mode, mtime = (int(field[:20]) for field in fields)
+        size, mode, mtime = map(int, fields)
         return size, mode & 0xFFFF, mtime, os.fsdecode(name), os.fsdecode(target)
 
     async def archive(self, op: str, path: str, write: Callable[[bytes], Awaitable[None]]) -> None:
@@ -374,6 +381,10 @@ class Agent:
 def _resolve(future: asyncio.Future[T], value: T) -> None:
     if not future.done():
         future.set_result(value)
+
+
+def _is_number(field: bytes) -> bool:
+    return len(field) < 20 and field.removeprefix(b"-").isdigit()
 
 
 def _retrieve(future: asyncio.Future[T]) -> None:

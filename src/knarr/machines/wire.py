@@ -115,11 +115,11 @@ def unpack_records(data: bytes) -> dict[str, bytes]:
 
 
 def number(records: dict[str, bytes], name: str, absent: int = 0) -> int:
-    """A decimal field, at most 19 digits."""
+    """A decimal field, at most 19 characters: more would not fit into 64 bits, nor into an answer's JSON."""
     text = records.get(name, b"")
     if not text:
         return absent
-    if len(text) > 20 or not text.removeprefix(b"-").isdigit():
+    if len(text) > 19 or not text.removeprefix(b"-").isdigit():
         raise _broken(f"the number {name!r}")
     return int(text)
 

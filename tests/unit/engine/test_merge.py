@@ -127,6 +127,8 @@ def test_stop_signal_of_image_never_stops_a_stop():
     spec = WorkloadSpec(image="i")
     assert merge.stop_signal(spec, ImageConfig(stop_signal="SIGQUIT")) == signal.SIGQUIT
     assert merge.stop_signal(spec, ImageConfig(stop_signal="nonsense")) == signal.SIGTERM
+    # int() raises ValueError from 4,301 digits on
+    assert merge.stop_signal(spec, ImageConfig(stop_signal="9" * 5000)) == signal.SIGTERM
     with pytest.raises(Invalid):
         merge.stop_signal(WorkloadSpec(image="i", stop_signal="nonsense"), ImageConfig())
 

@@ -54,6 +54,8 @@ def test_nothing_said(inner):
         b"", b"[]", b"null", b"{", b'"x"', b"\xff", b'{"a":1,"a":2}', b'{"config":{"User":"a","User":"b"}}',
         b"[" * 5000 + b"]" * 5000, b'{"x":' * 200_000, b'{"x":"' + b"a" * (9 << 20) + b'"}',
         config({"Cmd": "sh"}), config({"Cmd": [1]}), config({"Env": ["A=\0"]}), config({"User": 0}), config({"User": "a\0"}),
+        config({"User": "\ud800"}), config({"Env": ["A=\udc80"]}), config({"Cmd": ["\udfff"]}), config({"Labels": {"\ud800": ""}}),
+        config({"Labels": {"a": "\ud800"}}), config({"Volumes": {"/\ud800": {}}}), config(architecture="\ud800"),
         config({"Labels": {"a": 1}}), config({"Volumes": ["/v"]}), config([]), config(rootfs=[]),
         config(rootfs={"type": "other"}), config(rootfs={"diff_ids": ["sha256:x"]}),
         config(rootfs={"diff_ids": ["sha256:" + "A" * 64]}), config(rootfs={"diff_ids": [D] * 513}),

@@ -48,11 +48,11 @@ def _handler(engine: Engine, route: Route) -> Callable[[web.Request], Awaitable[
                 result = await route.act(call)
             else:
                 result = await asyncio.shield(_act(route, call))
+            return result if isinstance(result, web.StreamResponse) else http.answer(result, route.status)
         except ConnectionError:
             raise
         except Exception as error:
             return _refuse(request, http.translate(error))
-        return result if isinstance(result, web.StreamResponse) else http.answer(result, route.status)
 
     return handle
 
