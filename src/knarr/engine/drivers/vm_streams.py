@@ -39,8 +39,8 @@ class VmStdinTable:
             writer.close()
 
     async def end(self, workload_id: str, writer: Writer) -> None:
-        """The frame says the end. The socket stays open in the holder: QEMU drops what it has not read from one
-        whose peer is gone.
+        """The frame says the end. The socket stays open in the holder: QEMU drops what it has not read yet
+        when the peer is gone.
         """
         if self._open.get(workload_id) is writer:
             await writer.write(wire.STDIN_END)
