@@ -209,13 +209,13 @@ class AsyncClient:
             if pending.strip():
                 yield json.loads(pending)
 
-    async def _image_result(self, call: calls.Call, body: Pieces | None = None) -> AsyncIterator[Document]:
+    async def _progress(self, call: calls.Call, body: Pieces | None = None) -> AsyncIterator[Document]:
         last: Document = {}
         async for last in self._lines(call, body):
             if isinstance(last.get("error"), dict):
                 raise from_json(last["error"])
             yield last
-        if "image" not in last:
+        if "image" not in last and "ready" not in last:
             raise Unavailable("the daemon ended in the middle of the work", hint="try again")
 
     async def _session(self, call: calls.Call) -> AsyncSession:
@@ -243,18 +243,18 @@ class AsyncClient:
     def pull(
         self, reference: str, *, platform: str | None = None, insecure: bool = False
     ) -> AsyncIterator[Document]:
-        return self._image_result(calls.pull(reference, platform=platform, insecure=insecure))
+        return self._progress(calls.pull(reference, platform=platform, insecure=insecure))
 
     def load(self, body: Pieces) -> AsyncIterator[Document]:
-        return self._image_result(calls.load(()), body)
+        return self._progress(calls.load(()), body)
 
     def import_image(self, body: Pieces, reference: str | None = None) -> AsyncIterator[Document]:
-        return self._image_result(calls.import_image((), reference), body)
+        return self._progress(calls.import_image((), reference), body)
 
     def bootstrap(
         self, distribution: str, *, include: Iterable[str] = (), reference: str | None = None
     ) -> AsyncIterator[Document]:
-        return self._image_result(calls.bootstrap(distribution, include, reference))
+        return self._progress(calls.bootstrap(distribution, include, reference))
 
     async def images(self) -> list[Summary]:
         return await self._json(calls.images())  # type: ignore[no-any-return]
@@ -273,6 +273,10 @@ class AsyncClient:
 
     async def create(self, spec: WorkloadSpec | Mapping[str, Any]) -> Created:
         return await self._json(calls.create(spec))  # type: ignore[no-any-return]
+
+    def provision(self, name: str) -> AsyncIterator[Document]:
+        """Fetch what `create` said is `wanting`; progress lines."""
+        return self._progress(calls.provision(name))
 
     async def plan(self, spec: WorkloadSpec | Mapping[str, Any]) -> PlanSteps:
         return await self._json(calls.plan(spec))  # type: ignore[no-any-return]

@@ -151,6 +151,10 @@ def create(spec: WorkloadSpec | Mapping[str, Any]) -> Call:
     return _post("/workloads", _plain(spec))
 
 
+def provision(name: str) -> Call:
+    return _post(workload_path(name, "/provision"))
+
+
 def plan(spec: WorkloadSpec | Mapping[str, Any]) -> Call:
     return _post("/workloads/plan", _plain(spec))
 

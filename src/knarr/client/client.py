@@ -179,14 +179,14 @@ class Client:
             raise Failed(f"the daemon answered {response.head.status} where a stream was asked for")
         return Session(connection, response.rest)
 
-    def _image_result(self, call: calls.Call) -> Iterator[Document]:
+    def _progress(self, call: calls.Call) -> Iterator[Document]:
         """Progress lines; raises the error that the last line may carry."""
         last: Document = {}
         for last in self._lines(call):
             if isinstance(last.get("error"), dict):
                 raise from_json(last["error"])
             yield last
-        if "image" not in last:
+        if "image" not in last and "ready" not in last:
             raise Unavailable("the daemon ended in the middle of the work", hint="try again")
 
     # the system
@@ -219,18 +219,18 @@ class Client:
         call = calls.pull(
             reference, platform=platform, insecure=insecure, username=username, password=password
         )
-        return self._image_result(call)
+        return self._progress(call)
 
     def load(self, body: Iterable[bytes]) -> Iterator[Document]:
-        return self._image_result(calls.load(body))
+        return self._progress(calls.load(body))
 
     def import_image(self, body: Iterable[bytes], reference: str | None = None) -> Iterator[Document]:
-        return self._image_result(calls.import_image(body, reference))
+        return self._progress(calls.import_image(body, reference))
 
     def bootstrap(
         self, distribution: str, *, include: Iterable[str] = (), reference: str | None = None
     ) -> Iterator[Document]:
-        return self._image_result(calls.bootstrap(distribution, include, reference))
+        return self._progress(calls.bootstrap(distribution, include, reference))
 
     def images(self) -> list[Summary]:
         return self._json(calls.images())  # type: ignore[no-any-return]
@@ -252,6 +252,10 @@ class Client:
 
     def create(self, spec: WorkloadSpec | Mapping[str, Any]) -> Created:
         return self._json(calls.create(spec))  # type: ignore[no-any-return]
+
+    def provision(self, name: str) -> Iterator[Document]:
+        """Fetch what `create` said is `wanting`; progress lines."""
+        return self._progress(calls.provision(name))
 
     def plan(self, spec: WorkloadSpec | Mapping[str, Any]) -> PlanSteps:
         return self._json(calls.plan(spec))  # type: ignore[no-any-return]

@@ -12,6 +12,7 @@ class Created(TypedDict):
     id: str
     name: str
     warnings: list[str]
+    wanting: str
 
 
 class WaitResult(TypedDict):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from knarr.model.state import Status
 
@@ -257,3 +257,21 @@ class Driver(Protocol):
 
     async def remove(self, w: Workload) -> None:
         """Before `w.dir` is deleted: what `prepare` made outside of it; harmless when repeated."""
+
+
+@runtime_checkable
+class Describer(Protocol):
+    """A wall that has more to say in `system info`, such as its accelerator and why."""
+
+    async def describe(self) -> dict[str, str]: ...
+
+
+@runtime_checkable
+class Provisioner(Protocol):
+    """A wall that fetches something before the first start in an instance. `start` does it too, silently."""
+
+    def wanting(self, w: Workload) -> str:
+        """What a start of it would fetch first; empty = nothing."""
+
+    async def provision(self, w: Workload, tell: Callable[[str], None]) -> None:
+        """Fetch it; `tell` hears of each phase, from any thread."""

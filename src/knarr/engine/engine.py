@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from knarr.engine import merge, validate, views
-from knarr.engine.driver import Workload
+from knarr.engine.driver import Provisioner, Workload
+from knarr.engine.jobs import Job
 from knarr.engine.streams import ExecTerminal
 from knarr.engine.table import Entry, Table
 from knarr.model import names
@@ -23,7 +24,7 @@ from knarr.model.state import Status
 from knarr.model.workload import ExecSpec, Isolation, NetworkMode, Security, WorkloadSpec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from knarr.engine.driver import Driver, ExecSession, ExitResult, PathStat, Stats
     from knarr.engine.events import EventLog
@@ -144,6 +145,23 @@ class Engine:
         return views.inspect(self.find(text).w)
 
     # life
+
+    def wanting(self, w: Workload) -> str:
+        """What its first start would fetch, such as a guest's kernel; empty = nothing."""
+        driver = self.life.driver(w)
+        return driver.wanting(w) if isinstance(driver, Provisioner) else ""
+
+    async def provision(self, text: str) -> AsyncIterator[dict[str, Any]]:
+        """Fetch that, with progress; the last line is `ready`."""
+        w = self.find(text).w
+        driver, item = self.life.driver(w), self.wanting(w)
+        if item and isinstance(driver, Provisioner):
+            job = Job()
+            work = asyncio.ensure_future(driver.provision(w, lambda phase: job.update(item, phase, 0, None)))
+            async for line in job.lines(work):
+                yield line
+            await work
+        yield {"ready": True}
 
     async def start(self, text: str) -> None:
         await self.life.start(self.find(text))

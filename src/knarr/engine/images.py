@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from knarr.engine.jobs import Job
 from knarr.images import archives, auth, bootstrap, registry
 from knarr.model import codec, names
 from knarr.model.errors import Failed, KnarrError
@@ -26,47 +25,6 @@ if TYPE_CHECKING:
     from knarr.model.resource import Image
 
 _JOBS = 4
-_TICK = 0.1
-"""seconds between two progress lines of one item"""
-
-
-class _Job:
-    """Progress from worker threads into the event loop; only the newest figure of an item is kept."""
-
-    def __init__(self) -> None:
-        self.cancelled = threading.Event()
-        self._loop = asyncio.get_running_loop()
-        self._lines: dict[tuple[str, str], dict[str, Any]] = {}
-        self._last: dict[str, float] = {}
-        self._ready = asyncio.Event()
-
-    def update(self, item: str, phase: str, done: int, total: int | None) -> None:
-        now = time.monotonic()
-        key = f"{item}\0{phase}"
-        if done != total and now - self._last.get(key, 0.0) < _TICK:
-            return
-        self._last[key] = now
-        line = {"item": item, "phase": phase, "done": done, "total": total}
-        self._loop.call_soon_threadsafe(self._put, line)
-
-    def cancel(self) -> bool:
-        return self.cancelled.is_set()
-
-    def _put(self, line: dict[str, Any]) -> None:
-        self._lines[line["item"], line["phase"]] = line
-        self._ready.set()
-
-    async def lines(self, work: asyncio.Future[Any]) -> AsyncIterator[dict[str, Any]]:
-        work.add_done_callback(lambda _: self._ready.set())
-        while True:
-            finished = work.done()
-            self._ready.clear()
-            lines, self._lines = self._lines, {}
-            for line in lines.values():
-                yield line
-            if finished:
-                return
-            await self._ready.wait()
 
 
 class Images:
@@ -84,8 +42,8 @@ class Images:
 
     # jobs
 
-    async def _run(self, action: str, work: Callable[[_Job], list[Image]]) -> AsyncIterator[dict[str, Any]]:
-        job = _Job()
+    async def _run(self, action: str, work: Callable[[Job], list[Image]]) -> AsyncIterator[dict[str, Any]]:
+        job = Job()
         future = asyncio.get_running_loop().run_in_executor(self._pool, work, job)
         try:
             async for line in job.lines(future):
@@ -113,7 +71,7 @@ class Images:
         parsed = names.parse_reference(reference)
         wanted = names.parse_platform(platform) if platform else names.host_platform()
 
-        def work(job: _Job) -> list[Image]:
+        def work(job: Job) -> list[Image]:
             known = (
                 auth.Credentials(username=credentials[0], password=credentials[1]) if credentials else None
             )
@@ -130,7 +88,7 @@ class Images:
         finally:
             os.unlink(path)
 
-    def _load(self, path: str, job: _Job) -> list[Image]:
+    def _load(self, path: str, job: Job) -> list[Image]:
         with archives.open_archive(path, self._folder, cancel=job.cancel) as sources:
             return [self.store.ingest(source, job, job.cancel) for source in sources]
 
@@ -140,7 +98,7 @@ class Images:
         named = (names.parse_reference(reference).canonical,) if reference else ()
         path = await self._spool(body)
 
-        def work(job: _Job) -> list[Image]:
+        def work(job: Job) -> list[Image]:
             with archives.open_rootfs(path, named, cancel=job.cancel) as source:
                 return [self.store.ingest(source, job, job.cancel)]
 
@@ -153,7 +111,7 @@ class Images:
     def bootstrap(
         self, distribution: str, include: tuple[str, ...], reference: str | None
     ) -> AsyncIterator[dict[str, Any]]:
-        def work(job: _Job) -> list[Image]:
+        def work(job: Job) -> list[Image]:
             with bootstrap.bootstrap(
                 distribution,
                 include,

@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import knarr
+from knarr.engine.driver import Describer
 from knarr.keeper import roles
 from knarr.model import codec
 from knarr.model.errors import Failed
@@ -71,9 +72,7 @@ class System:
 
 
 async def _describe(driver: Driver) -> dict[str, Any]:
-    """Some walls have more to say about themselves, such as the accelerator and why."""
-    describe = getattr(driver, "describe", None)
-    return dict(await describe()) if describe is not None else {}
+    return dict(await driver.describe()) if isinstance(driver, Describer) else {}
 
 
 _CHECKS = "import json; from knarr.kernel import facts; print(json.dumps(facts.checks()))"

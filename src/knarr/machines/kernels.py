@@ -15,9 +15,13 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from knarr.machines import initramfs, vmlinux
 from knarr.model.errors import Failed, NotFound, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PACKAGES = {"x86_64": "linux-image-cloud-amd64", "aarch64": "linux-image-cloud-arm64"}
 _REAL_PACKAGE = re.compile(r"\b(linux-image-[0-9][A-Za-z0-9.+-]*)")
@@ -54,20 +58,25 @@ class KernelStore:
             return None
         return self._guest_kernel(version)
 
-    def fetch(self) -> GuestKernel:
-        """Download and unpack the stock kernel unless it is there. Raises `Unavailable`, `Failed`."""
+    def fetch(self, tell: Callable[[str], None] = lambda _: None) -> GuestKernel:
+        """Download and unpack the stock kernel unless it is there; `tell` hears of each phase.
+
+        Raises `Unavailable`, `Failed`.
+        """
         found = self.current()
         if found is not None:
             return found
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="tmp-", dir=self._folder) as scratch:
-            package = _download(scratch)
+            package = _download(scratch, tell)
+            tell("unpacking")
             unpacked = os.path.join(scratch, "x")
             _run(("dpkg-deb", "-x", package, unpacked))
             image, modules = _find_image(unpacked), os.path.join(unpacked, "lib", "modules")
             if not os.path.isdir(modules):
                 modules = os.path.join(unpacked, "usr", "lib", "modules")
             version = self._publish(scratch, image, modules, "")
+            tell(version)
         _replace_link(version, os.path.join(self._folder, "current"))
         return self._guest_kernel(version)
 
@@ -115,7 +124,7 @@ class KernelStore:
         return GuestKernel(version=version, vmlinux=os.path.join(folder, "vmlinux"), initramfs=path)
 
 
-def _download(folder: str) -> str:
+def _download(folder: str, tell: Callable[[str], None]) -> str:
     wanted = PACKAGES.get(platform.machine())
     if wanted is None:
         raise Unavailable(
@@ -128,6 +137,7 @@ def _download(folder: str) -> str:
         raise Unavailable(
             f"package {wanted!r} is not known to apt", hint="apt-get update, or bring one: --kernel PATH"
         )
+    tell(f"downloading {real[1]}")
     # apt drops privileges to _apt, which may not write here
     _run(("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", real[1]), folder)
     packages = [name for name in os.listdir(folder) if name.endswith(".deb")]

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from knarr.api import http
 from knarr.api.native.routes import Call, Param, Route
 from knarr.model.errors import Invalid
 from knarr.model.workload import WorkloadSpec
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from knarr.engine.driver import ExitResult
 
 
@@ -20,7 +23,12 @@ def _result(result: ExitResult) -> dict[str, Any]:
 
 async def create(call: Call) -> dict[str, Any]:
     w = await call.engine.create(call.body)
-    return {"id": w.id, "name": w.name, "warnings": list(w.warnings)}
+    wanting = call.engine.wanting(w)
+    return {"id": w.id, "name": w.name, "warnings": list(w.warnings), "wanting": wanting}
+
+
+async def provision(call: Call) -> web.StreamResponse:
+    return await http.send_lines(call.request, call.engine.provision(call.name))
 
 
 async def plan(call: Call) -> dict[str, Any]:
@@ -111,6 +119,15 @@ ROUTES = (
         text="Remove a workload",
         query=(Param(name="force", kind="bool", text="kill it first", default=False),),
         errors=("not_found", "conflict"),
+    ),
+    Route(
+        method="POST",
+        path=_ONE + "/provision",
+        act=provision,
+        cancels=True,
+        text="Fetch what a first start needs (`wanting` of the creation's answer), with progress",
+        gives="application/x-ndjson",
+        errors=("not_found",),
     ),
     Route(
         method="POST",

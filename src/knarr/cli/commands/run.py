@@ -96,6 +96,10 @@ def create_workload(context: Context, a: Arguments) -> dict[str, Any]:
     created = _create(context, a, wanted)
     for warning in created.get("warnings") or ():
         warn(warning)
+    if created.get("wanting"):
+        from knarr.cli import progress
+
+        progress.show(context.client.provision(created["id"]), quiet=a.quiet)
     if a.cidfile:
         with open(a.cidfile, "x", encoding="ascii") as file:
             file.write(created["id"])

@@ -19,7 +19,7 @@ from knarr.engine.drivers import vm_boot
 from knarr.engine.drivers.vm_idle import IdleMachines
 from knarr.engine.drivers.vm_streams import VmExec, VmStdinTable
 from knarr.kernel import caps, facts, seccomp
-from knarr.machines import disks, folders, jail, plan, request, status, wire
+from knarr.machines import accel, disks, folders, jail, plan, request, status, wire
 from knarr.machines.agent import Agent, AgentGone
 from knarr.machines.kernels import GuestKernel, KernelStore
 from knarr.machines.plan import MachineInput
@@ -99,12 +99,28 @@ class MicrovmDriver:
         async with self._idle.closed(w):
             return
 
-    async def _kernel(self, w: Workload) -> GuestKernel:
+    def wanting(self, w: Workload) -> str:
+        return "" if w.spec.kernel or self._kernels.current() else "guest kernel"
+
+    async def provision(self, w: Workload, tell: Callable[[str], None]) -> None:
+        await self._kernel(w, tell)
+
+    async def describe(self) -> dict[str, str]:
+        """The kernel and the accelerator, as far as they are known, and why."""
+        kernel = self._kernels.current()
+        found = None if kernel is None else accel.remembered(self._s.run, kernel)
+        return {
+            "kernel": kernel.version if kernel else "fetched at the first start",
+            "accelerator": found.kind if found else "found out at the first start",
+            "reason": found.reason if found else "",
+        }
+
+    async def _kernel(self, w: Workload, tell: Callable[[str], None] = lambda _: None) -> GuestKernel:
         async with self._kernel_lock:
             own = w.spec.kernel
             if own is not None:
                 return await asyncio.to_thread(self._kernels.bring, own)
-            return await asyncio.to_thread(self._kernels.fetch)
+            return await asyncio.to_thread(self._kernels.fetch, tell)
 
     def _guest(self, w: Workload, binds: tuple[request.Folder, ...]) -> request.GuestInput:
         process, etc = w.process, self._s.network.etc_files(w) if w.attachment or w.pid else {}
