@@ -48,6 +48,34 @@ def test_failed_start_leaves_a_state_that_can_be_removed(wall: Wall) -> None:
     wall.knarr("rm", name, check=True)
 
 
+@pytest.mark.parametrize(
+    ("options", "program", "code", "text"),
+    [
+        ((), "nosuch", 127, "exec 'nosuch': executable file not found in $PATH\nhint: give its full path"),
+        (
+            (),
+            "/no/such",
+            127,
+            "exec '/no/such': no such file, or its interpreter is missing\nhint: look into",
+        ),
+        ((), "/etc/passwd", 126, "exec '/etc/passwd': permission denied\nhint: is it executable"),
+        (
+            ("-u", "nobody2"),
+            "true",
+            125,
+            "unable to find user nobody2: no matching entries in passwd file\nhint: ",
+        ),
+        (("-w", "/etc/passwd"), "true", 126, "working directory '/etc/passwd': not a directory"),
+    ],
+)
+def test_a_program_that_cannot_run_is_told_alike(
+    wall: Wall, options: tuple[str, ...], program: str, code: int, text: str
+) -> None:
+    clear(wall.run(program, opts=options), code, text)
+    with wall.box() as box:
+        clear(wall.exec(box, program, opts=options), code, text)
+
+
 def test_unknown_isolation(instance: Instance) -> None:
     clear(
         instance.knarr("run", "--isolation", "jail", "conformance:latest", "true"),

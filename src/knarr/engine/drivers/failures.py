@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from knarr.keeper.link import KeeperError
 
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
+_HINTS = {
+    "no such file, or its interpreter is missing": "look into the image: knarr run IMAGE ls",
+    "executable file not found in $PATH": "give its full path, or install it in the image",
+    "permission denied": "is it executable for this user?",
+    "is a directory": "it is a folder",
+    "exec format error": "it is made for another architecture, or a script without #!",
+    "no matching entries in passwd file": "names are looked up in the image's /etc/passwd and /etc/group",
+    "no matching entries in group file": "names are looked up in the image's /etc/passwd and /etc/group",
+}
 
 
 def start_failure(name: str, program: str, error: KeeperError) -> KnarrError:
@@ -24,27 +33,34 @@ def start_failure(name: str, program: str, error: KeeperError) -> KnarrError:
     if error.errno == errno.ESRCH:
         return Conflict(f"workload {name!r} is not running", hint="it has just ended")
     if error.step == "ResolveUser":
-        return Invalid(error.message, hint="names are looked up in the image's /etc/passwd and /etc/group")
+        return Invalid(error.message, hint=hint_of(error.message))
+    if error.step == "Chdir":
+        path = error.message.rpartition(": ")[0]
+        return Failed(f"working directory {path!r}: {_fact(error)}", exit_code=126)
     return Failed(f"workload {name!r} can't be started: {error.step}: {error.message}")
 
 
+def hint_of(message: str) -> str | None:
+    """By the fact at its end, which every wall tells in the same words."""
+    return _HINTS.get(message.rpartition(": ")[2])
+
+
+def hinted(error: KnarrError) -> KnarrError:
+    """What a guest's agent told, which knows no hints."""
+    return type(error)(error.message, hint=error.hint or hint_of(error.message), exit_code=error.exit_code)
+
+
 def _exec_failure(program: str, error: KeeperError) -> KnarrError:
+    code, fact = 126, _fact(error)
     if error.errno in _NOT_THERE:
-        if "/" in program:
-            fact, hint = (
-                "no such file, or its interpreter is missing",
-                "look into the image: knarr run IMAGE ls",
-            )
-        else:
-            fact, hint = (
-                "executable file not found in $PATH",
-                "give its full path, or install it in the image",
-            )
-        return Failed(f"exec {program!r}: {fact}", hint=hint, exit_code=127)
-    hints = {
-        errno.EACCES: "is it executable for this user?",
-        errno.EISDIR: "it is a folder",
-        errno.ENOEXEC: "it is made for another architecture, or a script without #!",
-    }
-    text = os.strerror(error.errno or 0).lower()
-    return Failed(f"exec {program!r}: {text}", hint=hints.get(error.errno or 0), exit_code=126)
+        code = 127
+        fact = (
+            "no such file, or its interpreter is missing"
+            if "/" in program
+            else "executable file not found in $PATH"
+        )
+    return Failed(f"exec {program!r}: {fact}", hint=_HINTS.get(fact), exit_code=code)
+
+
+def _fact(error: KeeperError) -> str:
+    return os.strerror(error.errno or 0).lower()

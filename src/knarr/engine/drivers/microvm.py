@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from knarr.engine.driver import ExitResult, PathStat, Services, Stats, Workload
 from knarr.engine.drivers import vm_boot
+from knarr.engine.drivers.failures import hint_of, hinted
 from knarr.engine.drivers.vm_idle import IdleMachines
 from knarr.engine.drivers.vm_streams import VmExec, VmStdinTable
 from knarr.kernel import caps, facts, seccomp
@@ -194,8 +195,10 @@ class MicrovmDriver:
             if not told.began:
                 await self._boot.destroy(w.id, len(boot.binds))
                 raise _start_error(told) or error from error
-        except BaseException:
+        except BaseException as error:
             await self._boot.destroy(w.id, len(boot.binds))
+            if isinstance(error, Failed):
+                raise hinted(error) from error
             raise
         w.exit_hook = None
         return pid
@@ -288,6 +291,10 @@ class MicrovmDriver:
         if w.pid == pid and w.status.running and status.read(w.dir).exit_code is None:
             await self._s.keeper.signal(w.id, signal.SIGKILL)
 
+    async def freeze(self, w: Workload, *, frozen: bool) -> None:
+        """The guest's cgroup; the agent goes on, so that files can be copied and the machine be ended."""
+        await self._agent(w).ask("freeze" if frozen else "thaw")
+
     async def exec(
         self, w: Workload, spec: ExecSpec, process: Process, *, detach: bool = False
     ) -> ExecSession:
@@ -296,7 +303,12 @@ class MicrovmDriver:
             ("stdin", b"%d" % (spec.stdin_open and not detach)),
             ("detach", b"%d" % detach),
         )
-        return VmExec(names.new_id(), await self._agent(w).exec(records), tty=process.tty)
+        agent = self._agent(w)
+        try:
+            session = await agent.exec(records)
+        except Failed as error:
+            raise hinted(error) from error
+        return VmExec(names.new_id(), session, tty=process.tty)
 
     async def stdin(self, w: Workload) -> Stdin:
         return self._stdin.take(w.id, w.name, tty=w.process.tty)
@@ -369,7 +381,7 @@ def _start_error(told: status.Told) -> KnarrError | None:
     if told.failure is None:
         return None
     code, text = told.failure
-    return Failed(text, exit_code=code)
+    return Failed(text, hint=hint_of(text), exit_code=code)
 
 
 def _filter(process: Process) -> bytes:
