@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 
 import pytest
 
-from conformance.harness import Wall, eventually
+from conformance.harness import IMAGE, Wall, eventually
 from knarr.model.units import parse_bytes
 
 
@@ -215,3 +218,24 @@ def test_umask_and_root_folder(wall: Wall) -> None:
 def test_no_signal_is_ignored_or_blocked(wall: Wall) -> None:
     out = wall.run("grep", "-E", "Sig(Ign|Blk)", "/proc/self/status").out.split()
     assert out[1::2] == ["0" * 16, "0" * 16]
+
+
+def test_ctrl_c_thrice_leaves_a_program_that_ignores_it(wall: Wall) -> None:
+    name = f"deaf-{os.getpid()}"
+    words = ("run", "--rm", "--name", name, "--isolation", wall.isolation, IMAGE)
+    process = wall.instance.popen(
+        *words, "sh", "-c", "trap '' INT; echo up; sleep 1000", stdout=-1, stderr=-1
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    try:
+        for turn in range(3):
+            assert process.poll() is None, turn
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+        _, told = process.communicate(timeout=20)
+        assert process.returncode == 1
+        assert b"the workload goes on" in told
+        assert wall.knarr("inspect", "--format", "{{.status}}", name).out == "running\n"
+    finally:
+        wall.knarr("rm", "-f", name)

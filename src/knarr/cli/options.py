@@ -166,7 +166,7 @@ class _Parser:
     def _option(self, name: str) -> Option:
         option = self.by_name.get(name)
         if option is None:
-            raise Invalid(f"unknown option {name}", hint=suggest(name, self.by_name))
+            raise Invalid(f"unknown option {name}", hint=suggest(name, self.by_name, "--help lists them"))
         return option
 
     def _next(self, option: Option, name: str, rest: list[str]) -> str:
@@ -207,9 +207,11 @@ def check_operands(name: str, command: Command, operands: Sequence[str]) -> None
         raise Invalid(f"{name}: unexpected argument {operands[command.maximum]!r}", hint=usage)
 
 
-def suggest(word: str, known: Sequence[str] | dict[str, Any]) -> str:
+def suggest(
+    word: str, known: Sequence[str] | dict[str, Any], otherwise: str = "knarr help lists what there is"
+) -> str:
     """The known word nearest to a mistyped one, as a hint."""
     import difflib
 
     close = difflib.get_close_matches(word, list(known), 1, 0.6)
-    return f"did you mean {close[0]}?" if close else "knarr help lists what there is"
+    return f"did you mean {close[0]}?" if close else otherwise

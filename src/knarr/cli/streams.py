@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 
 DETACHED = -2
 """`Pump.run` gives it when the user pressed the detach keys"""
+INSISTED = -3
+"""`Pump.run` gives it when the user wanted out: the third Ctrl-C, as docker's"""
 
 _PROXIED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM")
+_INSISTENT = (signal.SIGINT, signal.SIGTERM)
+_PATIENCE = 3
 _MAX_UNSENT = 256 * 1024
 
 
@@ -83,6 +87,7 @@ class Pump:
         self._keys = terminal.DetachKeys(terminal.parse_keys(detach_keys) if tty and stdin else b"")
         self._unsent = bytearray()
         self._code: int | None = None
+        self._asked = 0
 
     def run(self) -> int:
         names = (_PROXIED if self._proxy else ()) + (("SIGWINCH",) if self._tty else ())
@@ -92,6 +97,8 @@ class Pump:
             self._loop(signals)
         if self._keys.detached:
             return DETACHED
+        if self._insisted:
+            return INSISTED
         if self._code is None:
             raise Unavailable(
                 "the stream from the daemon ended early",
@@ -104,7 +111,7 @@ class Pump:
         socket = self._session.sock.fileno()
         poll = select.poll()
         poll.register(signals.fd, select.POLLIN)
-        while self._code is None and not self._keys.detached:
+        while self._code is None and not self._keys.detached and not self._insisted:
             poll.register(socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
             self._listen_to_stdin(poll)
             for fd, ready in poll.poll():
@@ -128,8 +135,14 @@ class Pump:
             except KeyError:
                 pass
 
+    @property
+    def _insisted(self) -> bool:
+        """A process 1 without a handler never hears of Ctrl-C: nobody may be caught in it."""
+        return self._asked >= _PATIENCE and self._code is None
+
     def _signals(self, numbers: set[int]) -> None:
         for number in numbers:
+            self._asked += number in _INSISTENT
             if number == signal.SIGWINCH:
                 self._resize()
             elif self._proxy:
@@ -215,6 +228,9 @@ def finish(code: int) -> int:
 
         sys.stderr.write("read escape sequence\n")
         return 0
+    if code == INSISTED:
+        warn(f"asked {_PATIENCE} times, leaving; the workload goes on: knarr ps, knarr stop")
+        return 1
     if code < 0:
         warn("the exit code could not be learnt")
         return 125

@@ -64,6 +64,8 @@ def _templated(rows: Sequence[Mapping[str, str]], style: str) -> None:
 
 _SPELLED = {"ID": "ID", "ImageID": "IMAGE ID", "RunningFor": "CREATED", "CreatedAt": "CREATED AT"}
 _SPELLED |= {"CreatedSince": "CREATED", "ExitCode": "EXIT CODE", "Names": "NAME"}
+_SPELLED |= {"CPUPerc": "CPU %", "MemUsage": "MEM USAGE", "MemPerc": "MEM %", "NetIO": "NET I/O"}
+_SPELLED |= {"BlockIO": "BLOCK I/O"}
 
 
 def head(field: str) -> str:

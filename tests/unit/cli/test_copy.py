@@ -8,8 +8,10 @@ import tarfile
 
 import pytest
 
-from knarr.cli import copyrules, tarfiles
+from knarr.cli import copyrules, registry, tarfiles
+from knarr.cli.context import Context
 from knarr.cli.copyrules import Kind
+from knarr.cli.options import parse
 from knarr.model.errors import KnarrError
 
 
@@ -156,3 +158,11 @@ def test_a_link_in_the_way_is_replaced_not_followed(tmp_path) -> None:
 def test_damaged_archives_are_one_error(tmp_path, data: bytes) -> None:
     with pytest.raises(KnarrError, match="damaged"):
         tarfiles.extract(iter([data]), str(tmp_path), "", "f")
+
+
+def test_from_workload_to_workload_names_the_two_steps() -> None:
+    command = registry.load(registry.VERBS["cp"])
+    arguments = parse(command.options, ["a:/x", "b:/y"])
+    with pytest.raises(KnarrError, match="two steps") as caught:
+        command.handler(Context(None, None), arguments)
+    assert "knarr cp - OTHER:FOLDER" in str(caught.value.hint)

@@ -60,6 +60,12 @@ def test_mistakes_name_the_option(words: list[str]) -> None:
     assert caught.value.hint or "neither" in caught.value.message
 
 
+def test_an_option_like_no_other_points_to_the_help() -> None:
+    with pytest.raises(Invalid) as caught:
+        parse(OPTIONS, ["--zzz"])
+    assert caught.value.hint == "--help lists them"
+
+
 def test_a_near_miss_is_suggested() -> None:
     with pytest.raises(Invalid) as caught:
         parse(OPTIONS, ["--pubish", "80"])

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 def cp(context: Context, a: Arguments) -> int:
     source, target = (copyrules.split(text) for text in a.operands)
-    if (source[0] is None) == (target[0] is None):
+    if source[0] is not None and target[0] is not None:
+        raise Invalid(
+            "cp: from one workload into another it takes two steps",
+            hint="knarr cp ONE:PATH - | knarr cp - OTHER:FOLDER",
+        )
+    if source[0] is None and target[0] is None:
         raise Invalid(
             "cp: one of source and target must be in a workload", hint="knarr cp FILE WORKLOAD:PATH"
         )

@@ -69,7 +69,7 @@ def created_since(text: str) -> str:
     try:
         moment = dt.datetime.fromisoformat(text).timestamp()
     except ValueError:
-        return ""
+        return "N/A"
     return format_ago(max(time.time() - moment, 0)) + " ago"
 
 

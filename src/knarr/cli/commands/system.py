@@ -56,6 +56,8 @@ def info(context: Context, a: Arguments) -> int:
     checks = found.pop("checks", [])
     # what the planners go by; --format json has it
     found.pop("facts", None)
+    images = found["images"]
+    found["images"] = f"{images['total']}, {format_bytes(images['distinct'])} on the disk"
     for line in _readable(found):
         say(line)
     bad = [check for check in checks if not check.get("ok")]
@@ -69,7 +71,7 @@ def _readable(value: Mapping[str, Any], depth: int = 0) -> list[str]:
     for key, item in value.items():
         head = "  " * depth + str(key).replace("_", " ")
         if isinstance(item, dict):
-            lines += [f"{head}:", *_readable(item, depth + 1)] if item else [f"{head}: none"]
+            lines += [f"{head}:", *_readable(item, depth + 1)] if item else [f"{head}: ready"]
         elif isinstance(item, list):
             lines.append(f"{head}: {printable(', '.join(map(str, item)) or 'none')}")
         elif key in ("memory", "bytes", "size") and isinstance(item, int):
@@ -82,7 +84,7 @@ def _readable(value: Mapping[str, Any], depth: int = 0) -> list[str]:
 def _plain(item: Any) -> str:
     if isinstance(item, bool):
         return "yes" if item else "no"
-    return "none" if item is None or item == "" else str(item)
+    return "-" if item is None or item == "" else str(item)
 
 
 def check(context: Context, a: Arguments) -> int:
@@ -144,14 +146,22 @@ def df(context: Context, a: Arguments) -> int:
     if a.format:
         tables.document({"images": images, "workloads": found.get("workloads")}, a.format)
         return 0
-    for key, value in images.items():
-        size = format_bytes(value) if isinstance(value, int) and key not in ("total", "contents") else value
-        say(f"images {key.replace('_', ' ')}: {size}")
-    for key, value in (found.get("workloads") or {}).items():
-        say(f"workloads {key}: {value}")
+    rows = [[label, format_bytes(int(images.get(key, 0)))] for key, label in _PARTS]
+    say(tables.table(("ON THE DISK", "SIZE"), rows))
+    workloads = found.get("workloads") or {}
+    say(f"images: {images.get('total', 0)}, with {images.get('contents', 0)} distinct files")
+    say(f"workloads: {workloads.get('total', 0)}, {workloads.get('running', 0)} running")
     return 0
 
 
+_PARTS = (
+    ("distinct", "images together"),
+    ("pool", "  files' contents, each once"),
+    ("trees", "  trees"),
+    ("index", "  index"),
+    ("maps", "  maps for microVMs"),
+    ("blobs", "layers as pulled"),
+)
 VERSION = Command(version, "versions of the command line and the daemon", "", (FORMAT,))
 INFO = Command(info, "this host and this engine", "", (FORMAT,))
 CHECK = Command(
