@@ -41,6 +41,9 @@ pytestmark = [
         ("scenarios", "forward_drop"),
         ("spoofing", "spoofing"),
         ("names", "names"),
+        ("elements", "ours_is_libnftables"),
+        ("elements", "all_or_none"),
+        ("elements", "cost_is_not_the_hosts"),
     ],
 )
 def test_scenario(module: str, scenario: str) -> None:

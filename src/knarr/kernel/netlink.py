@@ -356,7 +356,7 @@ class Route:
         waiting = len(messages)
         failure: OSError | None = None
         while waiting:
-            for kind, flags, sequence, body in _split(self._socket.recv(_RECEIVE)):
+            for kind, flags, sequence, body in split(self._socket.recv(_RECEIVE)):
                 place = sequence - first
                 if not 0 <= place < len(messages):
                     continue
@@ -372,7 +372,8 @@ class Route:
         return bodies
 
 
-def _split(data: bytes) -> Iterable[tuple[int, int, int, bytes]]:
+def split(data: bytes) -> Iterable[tuple[int, int, int, bytes]]:
+    """(type, flags, sequence, body) of each message in a received datagram."""
     offset = 0
     while offset + 16 <= len(data):
         size, kind, flags, sequence, _ = struct.unpack_from("=IHHII", data, offset)

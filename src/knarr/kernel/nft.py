@@ -1,8 +1,8 @@
 """nftables: rule sets as values, applied in single transactions through libnftables in this process.
 
 A `Table` renders to nft's own language; `Nft.apply` replaces tables as one transaction, `Nft.add` and
-`Nft.delete` change elements of sets and maps, which costs the same however many there are. Where libnftables
-can't be loaded the `nft` program does the same work.
+`Nft.delete` change elements of sets and maps (`kernel.nfset` does, where their types are known). Where
+libnftables can't be loaded the `nft` program does the same work.
 
 Out of scope: what the rules are (`networks.rules`), and understanding other people's rule sets beyond
 `Nft.list_json`.
@@ -17,6 +17,8 @@ import re
 import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from knarr.kernel import nfset
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -80,6 +82,8 @@ class Element:
     set: str
     key: tuple[str, ...]
     value: tuple[str, ...] = ()
+    kind: str = ""
+    """the set's type; with it one element costs the same however many tables the host has"""
 
     def text(self, *, with_value: bool) -> str:
         key = " . ".join(_word(part) for part in self.key)
@@ -181,9 +185,11 @@ class Nft:
             self._engine = _Program() if program else _Library()
         except (OSError, AttributeError):
             self._engine = _Program()
+        self._elements = nfset.Elements()
 
     def close(self) -> None:
         self._engine.close()
+        self._elements.close()
 
     def apply(self, *tables: Table) -> None:
         """Put the tables in place of those with their names: all of them, or nothing changed."""
@@ -195,12 +201,16 @@ class Nft:
         self._engine.run("".join(text))
 
     def add(self, elements: Iterable[Element]) -> None:
-        self._run_elements("add", elements, with_value=True)
+        """All, or none and an OSError."""
+        self._run_elements("add", tuple(elements), with_value=True)
 
     def delete(self, elements: Iterable[Element]) -> None:
-        self._run_elements("delete", elements, with_value=False)
+        self._run_elements("delete", tuple(elements), with_value=False)
 
-    def _run_elements(self, verb: str, elements: Iterable[Element], *, with_value: bool) -> None:
+    def _run_elements(self, verb: str, elements: tuple[Element, ...], *, with_value: bool) -> None:
+        if len(elements) <= nfset.MOST and all(item.kind for item in elements):
+            (self._elements.add if with_value else self._elements.delete)(elements)
+            return
         text = "".join(f"{verb} {item.render(with_value=with_value)}" for item in elements)
         if text:
             self._engine.run(text)

@@ -32,16 +32,27 @@ _AT: Final = "published_at"
 GATEWAYS: Final = "gateways"
 UPLINKS: Final = "uplinks"
 ANY_ADDRESS: Final = ("", "0.0.0.0")
+_KINDS: Final = {
+    _SOURCES: "ifname . ether_addr . ipv4_addr",
+    _ANY: "inet_proto . inet_service : ipv4_addr . inet_service",
+    _AT: "ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service",
+    GATEWAYS: "ipv4_addr",
+    UPLINKS: "ifname",
+}
 
 
 def table_name(instance: str) -> str:
     return f"knarr_{instance}"
 
 
+def _element(table: str, name: str, key: tuple[str, ...], value: tuple[str, ...] = ()) -> Element:
+    return Element(table, name, key, value, _KINDS[name])
+
+
 def source(instance: str, attachment: Attachment) -> Element:
     """What a port may send from."""
     key = (attachment.link, attachment.mac, attachment.address)
-    return Element(f"bridge {table_name(instance)}", _SOURCES, key)
+    return _element(f"bridge {table_name(instance)}", _SOURCES, key)
 
 
 def published(instance: str, address: str, port: PortMapping) -> Element:
@@ -49,16 +60,16 @@ def published(instance: str, address: str, port: PortMapping) -> Element:
     table = f"ip {table_name(instance)}"
     value = (address, str(port.container_port))
     if port.host_ip in ANY_ADDRESS:
-        return Element(table, _ANY, (port.protocol, str(port.host_port)), value)
-    return Element(table, _AT, (port.host_ip, port.protocol, str(port.host_port)), value)
+        return _element(table, _ANY, (port.protocol, str(port.host_port)), value)
+    return _element(table, _AT, (port.host_ip, port.protocol, str(port.host_port)), value)
 
 
 def gateway(instance: str, address: str) -> Element:
-    return Element(f"ip {table_name(instance)}", GATEWAYS, (address,))
+    return _element(f"ip {table_name(instance)}", GATEWAYS, (address,))
 
 
 def uplink(instance: str, name: str) -> Element:
-    return Element(f"ip {table_name(instance)}", UPLINKS, (name,))
+    return _element(f"ip {table_name(instance)}", UPLINKS, (name,))
 
 
 def tables(instance: str, pool: str, elements: Iterable[Element]) -> tuple[Table, Table]:
@@ -67,22 +78,23 @@ def tables(instance: str, pool: str, elements: Iterable[Element]) -> tuple[Table
     for element in elements:
         by_set.setdefault(element.set, []).append(element.text(with_value=True))
 
-    def make(name: str, kind: str) -> Set:
-        return Set(name, kind, tuple(by_set.get(name, ())))
+    def make(name: str) -> Set:
+        return Set(name, _KINDS[name], tuple(by_set.get(name, ())))
 
     routed = Table(
         "ip",
         table_name(instance),
         sets=(
-            make(_ANY, "inet_proto . inet_service : ipv4_addr . inet_service"),
-            make(_AT, "ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service"),
-            make(GATEWAYS, "ipv4_addr"),
-            make(UPLINKS, "ifname"),
+            make(_ANY),
+            make(_AT),
+            make(GATEWAYS),
+            make(UPLINKS),
         ),
         chains=(*_filters(f'"kn{instance}br*"'), *_nat(f'"kn{instance}br*"', pool)),
     )
-    ports = make(_SOURCES, "ifname . ether_addr . ipv4_addr")
-    spoofing = Table("bridge", table_name(instance), sets=(ports,), chains=(_ports(f'"kn{instance}p*"'),))
+    spoofing = Table(
+        "bridge", table_name(instance), sets=(make(_SOURCES),), chains=(_ports(f'"kn{instance}p*"'),)
+    )
     return routed, spoofing
 
 
