@@ -256,6 +256,12 @@ class AsyncClient:
     ) -> AsyncIterator[Document]:
         return self._progress(calls.bootstrap(distribution, include, reference))
 
+    async def save(self, names: Iterable[str], *, form: str = "docker-archive") -> AsyncIterator[bytes]:
+        call = calls.post("/images/save", {"names": list(names), "form": form})
+        async with _Exchange(self.run, call) as exchange:
+            async for piece in exchange.chunks():
+                yield piece
+
     async def images(self) -> list[Summary]:
         return await self._json(calls.images())  # type: ignore[no-any-return]
 

@@ -52,6 +52,11 @@ def _post(path: str, value: object = None, query: Mapping[str, object] | None = 
     return Call("POST", path, query, body=json.dumps(value).encode(), headers=_JSON)
 
 
+def post(path: str, value: object = None) -> Call:
+    """A call with a JSON body."""
+    return _post(path, value)
+
+
 def _plain(spec: WorkloadSpec | ExecSpec | Mapping[str, Any]) -> Any:
     """A spec as JSON values; the codec is only loaded for callers who have dataclasses."""
     if isinstance(spec, dict):

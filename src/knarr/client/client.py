@@ -10,6 +10,7 @@ import binascii
 import json
 
 from knarr.client import calls, frames, http, transport
+from knarr.client.imagecalls import ImageCalls
 from knarr.model.errors import Failed, Unavailable, from_json
 
 TYPE_CHECKING = False
@@ -58,7 +59,7 @@ class Session:
         self._connection.close()
 
 
-class Client:
+class Client(ImageCalls):
     """A connection to one instance. Not for use by several threads at once."""
 
     def __init__(self, root: str, run: str, *, start: bool = True) -> None:

@@ -12,6 +12,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from knarr.engine.imagetools import ImageTools
 from knarr.engine.jobs import Job
 from knarr.images import archives, auth, bootstrap, registry
 from knarr.model import codec, names
@@ -32,6 +33,7 @@ class Images:
 
     def __init__(self, store: ImageStore, events: EventLog, folder: str) -> None:
         self.store = store
+        self.tools = ImageTools(store)
         self._events = events
         self._folder = folder
         """private; for archives on their way in and the bootstrap's cache"""

@@ -22,6 +22,7 @@ from knarr.images.config import parse_config
 from knarr.images.ingest import Ingest, ReadyLayer
 from knarr.images.limits import DEFAULT, Limits
 from knarr.images.pool import Pool, Session
+from knarr.images.pool import session as pool_session
 from knarr.images.qcow2 import make_map
 from knarr.images.records import Records
 from knarr.images.source import NoProgress, never
@@ -186,6 +187,22 @@ class ImageStore:
                 os.fdatasync(file.fileno())
             os.rename(temporary, rootfs.disk_map)
             return rootfs.disk_map
+
+    @contextlib.contextmanager
+    def held(self, images: Iterable[Image]) -> Iterator[None]:
+        """Whatever is removed meanwhile, nothing of these is destroyed before the end."""
+        with self.lock:
+            rows = [
+                self.records.one("SELECT blobs, layers, tree_id FROM images WHERE id = ?", image.id)
+                for image in images
+            ]
+        keys = [key for row in rows if row is not None for key in "\n".join(row).split("\n")]
+        try:
+            with self.pinned(keys), pool_session(self.pool):
+                yield
+        finally:
+            with self.lock, contextlib.suppress(OSError, sqlite3.Error):
+                self._collector.settle()
 
     # --- for `ingest` -----------------------------------------------------------------------------
 

@@ -1,0 +1,61 @@
+"""What is done with images that are here: archives out, comparisons, what they take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from knarr.api.native.routes import Call, Route
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+TAR = "application/x-tar"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaveRequest:
+    names: tuple[str, ...]
+    form: str = "docker-archive"
+
+
+async def send_bytes(request: web.Request, pieces: AsyncIterator[bytes]) -> web.StreamResponse:
+    """An error after the first byte breaks the connection off: half an archive must not be taken for one."""
+    response = web.StreamResponse(headers={"Content-Type": TAR})
+    first = await anext(pieces)
+    await response.prepare(request)
+    try:
+        await response.write(first)
+        async for piece in pieces:
+            await response.write(piece)
+    except ConnectionError:
+        return response
+    except Exception:
+        if request.transport is not None:
+            request.transport.abort()
+        raise
+    finally:
+        await pieces.aclose()  # type: ignore[attr-defined]
+    await response.write_eof()
+    return response
+
+
+async def save_images(call: Call) -> web.StreamResponse:
+    wanted: SaveRequest = call.body
+    return await send_bytes(call.request, call.engine.images.tools.save(wanted.names, wanted.form))
+
+
+ROUTES = (
+    Route(
+        method="POST",
+        path="/v1/images/save",
+        act=save_images,
+        cancels=True,
+        text="One archive of several images: an OCI layout, with or without docker's form",
+        body=SaveRequest,
+        gives=TAR,
+        errors=("not_found",),
+    ),
+)

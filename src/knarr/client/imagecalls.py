@@ -1,0 +1,21 @@
+"""The calls that do something with images that are here; mixed into the synchronous client.
+
+Standard library only and quick to import. Out of scope: how calls travel (`client`).
+"""
+
+from __future__ import annotations
+
+from knarr.client import calls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+class ImageCalls:
+    def _raw(self, call: calls.Call) -> Iterator[bytes]:
+        raise NotImplementedError
+
+    def save(self, names: Iterable[str], *, form: str = "docker-archive") -> Iterator[bytes]:
+        """One archive of several images; form `docker-archive` (an OCI layout as well) or `oci-archive`."""
+        return self._raw(calls.post("/images/save", {"names": list(names), "form": form}))

@@ -1,0 +1,70 @@
+"""What is done with images that are here: archives of them, comparisons, what they take.
+
+Out of scope: how images come (`engine.images`), workloads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, TypeVar
+
+from knarr.images import saving
+from knarr.model import names
+from knarr.model.errors import Invalid, KnarrError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+    from knarr.images.store import ImageStore
+    from knarr.model.resource import Image
+
+T = TypeVar("T")
+ARCHIVE_FORMS = ("docker-archive", "oci-archive")
+
+
+class ImageTools:
+    def __init__(self, store: ImageStore) -> None:
+        self._store = store
+
+    async def save(self, wanted: Sequence[str], form: str) -> AsyncIterator[bytes]:
+        """One archive of several images. Raises `NotFound` before the first byte."""
+        if not wanted:
+            raise Invalid("no image is named", hint="knarr image save -o FILE IMAGE")
+        if form not in ARCHIVE_FORMS:
+            raise Invalid(f"archive form {form!r} is unknown", hint=" or ".join(ARCHIVE_FORMS))
+        chosen = [self._store.get(name) for name in wanted]
+        with self._store.held(chosen):
+            parts = await asyncio.to_thread(self._parts, wanted, chosen)
+            pieces = saving.archive(self._store, parts, docker=form == "docker-archive")
+            async for piece in in_thread(pieces):
+                yield piece
+
+    def _parts(self, wanted: Sequence[str], chosen: Sequence[Image]) -> list[saving.Wanted]:
+        """Every image once, with the names by which it was asked for."""
+        tags: dict[str, list[str]] = {}
+        for name, image in zip(wanted, chosen, strict=True):
+            tags.setdefault(image.id, []).extend(
+                reference for reference in _as_references(name) if reference in image.references
+            )
+        images = {image.id: image for image in chosen}
+        return [
+            saving.Wanted(
+                stored=saving.stored(self._store, image), references=tuple(dict.fromkeys(tags[image.id]))
+            )
+            for image in images.values()
+        ]
+
+
+def _as_references(name: str) -> list[str]:
+    """The reference that a name may be; an id is none."""
+    try:
+        return [names.parse_reference(name).canonical]
+    except KnarrError:
+        return []
+
+
+async def in_thread(pieces: Iterator[T]) -> AsyncIterator[T]:
+    """A blocking iterator's items, one thread's turn each."""
+    end = object()
+    while (item := await asyncio.to_thread(next, pieces, end)) is not end:
+        yield item  # type: ignore[misc]
