@@ -306,6 +306,15 @@ class AsyncClient:
     async def kill(self, name: str, signal: str = "KILL") -> None:
         await self._json(calls.kill(name, signal))
 
+    async def restart(self, name: str, *, timeout: float | None = None) -> None:
+        await self._json(calls.restart(name, timeout=timeout))
+
+    async def pause(self, name: str) -> None:
+        await self._json(calls.pause(name))
+
+    async def unpause(self, name: str) -> None:
+        await self._json(calls.unpause(name))
+
     async def resize(self, name: str, columns: int, rows: int, *, exec_id: str | None = None) -> None:
         await self._json(calls.resize(name, columns, rows, exec_id=exec_id))
 

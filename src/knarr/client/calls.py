@@ -188,6 +188,18 @@ def kill(name: str, signal: str) -> Call:
     return _post(workload_path(name, "/kill"), query={"signal": signal})
 
 
+def restart(name: str, *, timeout: float | None) -> Call:
+    return _post(workload_path(name, "/restart"), query={"timeout": timeout})
+
+
+def pause(name: str) -> Call:
+    return _post(workload_path(name, "/pause"))
+
+
+def unpause(name: str) -> Call:
+    return _post(workload_path(name, "/unpause"))
+
+
 def resize(name: str, columns: int, rows: int, *, exec_id: str | None) -> Call:
     return _post(workload_path(name, "/resize"), query={"columns": columns, "rows": rows, "exec": exec_id})
 

@@ -44,6 +44,7 @@
 
 #include "agent/wire.h"
 #include "agent/sys.h"
+#include "agent/verbs.h"
 #include "agent/devices.h"
 #include "agent/root.h"
 #include "agent/user.h"

@@ -92,7 +92,11 @@ async def _take_up(engine: Engine, entry: Entry, pid: int) -> None:
     w.started = w.started or time.time_ns()
     engine.life.save(w)
     try:
-        await engine.life.driver(w).adopt(w)
+        driver = engine.life.driver(w)
+        await driver.adopt(w)
+        if w.status is Status.PAUSED:
+            # the record is written before the act: the daemon may have died in between
+            await driver.freeze(w, frozen=True)
     except (KnarrError, OSError) as error:
         _log.warning("%s: taking over: %s", w.name, error)
 

@@ -223,6 +223,9 @@ class Driver(Protocol):
     async def signal(self, w: Workload, signum: int) -> None:
         """Send a signal to the workload's PID 1. SIGKILL must end it even when nothing answers inside."""
 
+    async def freeze(self, w: Workload, *, frozen: bool) -> None:
+        """Stop every process of the workload where it is, or let them go on; repeating it is harmless."""
+
     async def exec(
         self, w: Workload, spec: ExecSpec, process: Process, *, detach: bool = False
     ) -> ExecSession:

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from knarr.engine import merge, validate, views
+from knarr.engine import acts, merge, validate, views
 from knarr.engine.driver import Provisioner, Workload
 from knarr.engine.jobs import Job
 from knarr.engine.streams import ExecTerminal
@@ -171,6 +171,15 @@ class Engine:
 
     async def kill(self, text: str, signal: str) -> None:
         await self.life.kill(self.find(text), merge.parse_signal(signal))
+
+    async def pause(self, text: str) -> None:
+        await acts.pause(self.life, self.find(text))
+
+    async def unpause(self, text: str) -> None:
+        await acts.unpause(self.life, self.find(text))
+
+    async def restart(self, text: str, timeout: float | None) -> None:
+        await acts.restart(self.life, self.find(text), timeout)
 
     async def remove(self, text: str, *, force: bool) -> None:
         await self.life.remove(self.find(text), force=force)

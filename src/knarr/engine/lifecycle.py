@@ -150,7 +150,7 @@ class Lifecycle:
             self.commit(w, "die", {"exit_code": str(result.code)})
             entry.tell_exit()
             await self._cleanup(w)
-        if w.spec.auto_remove:
+        if w.spec.auto_remove and not entry.staying:
             await self._auto_remove(entry)
 
     async def _result(self, w: Workload, status: int) -> ExitResult:
@@ -181,8 +181,20 @@ class Lifecycle:
             w = entry.w
             if not w.status.running:
                 raise Conflict(f"workload {w.name!r} is not running", hint=f"it is {w.status.value}")
-            await self.driver(w).signal(w, signum)
-            self.emit(w, "kill", {"signal": str(signum)})
+            await self._signal(w, signum)
+
+    async def _signal(self, w: Workload, signum: int) -> None:
+        """What is to end can't stay frozen: it goes on with the signal pending."""
+        await self.driver(w).signal(w, signum)
+        self.emit(w, "kill", {"signal": str(signum)})
+        ends = (signal.SIGKILL, merge.stop_signal(w.spec, w.image.config))
+        if w.status is Status.PAUSED and signum in ends:
+            await self.thaw(w)
+
+    async def thaw(self, w: Workload) -> None:
+        await self.driver(w).freeze(w, frozen=False)
+        w.status = move(w.name, w.status, Status.RUNNING)
+        self.commit(w, "unpause")
 
     async def stop(self, entry: Entry, timeout: float | None = None) -> None:
         """Stop signal, patience, SIGKILL. One that does not run is fine. A negative timeout waits for
@@ -193,12 +205,10 @@ class Lifecycle:
             if not w.status.running:
                 return
             exited = entry.next_exit()
+            await self._signal(w, merge.stop_signal(w.spec, w.image.config))
             if w.status is not Status.STOPPING:
                 w.status = move(w.name, w.status, Status.STOPPING)
                 self.save(w)
-            signum = merge.stop_signal(w.spec, w.image.config)
-            await self.driver(w).signal(w, signum)
-            self.emit(w, "kill", {"signal": str(signum)})
         patience = float(w.spec.stop_timeout) if timeout is None else timeout
         await asyncio.wait({exited}, timeout=None if patience < 0 else patience)
         if not exited.done():
@@ -208,8 +218,7 @@ class Lifecycle:
     async def _kill_hard(self, entry: Entry, exited: asyncio.Future[ExitResult]) -> None:
         async with entry.lock:
             if entry.w.status.running:
-                await self.driver(entry.w).signal(entry.w, signal.SIGKILL)
-                self.emit(entry.w, "kill", {"signal": str(int(signal.SIGKILL))})
+                await self._signal(entry.w, int(signal.SIGKILL))
         await asyncio.wait({exited}, timeout=_KILL_PATIENCE)
         if not exited.done():
             raise Failed(

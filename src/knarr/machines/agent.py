@@ -195,7 +195,7 @@ class Agent:
         return await self._program(ToGuest.EXEC, records)
 
     async def ask(self, op: str, *, path: str = "", records: wire.Records = ()) -> dict[str, bytes]:
-        """`stats` or `update`."""
+        """`stats`, `top`, `update`, `freeze` or `thaw`."""
         session = self._open(ToGuest.ASK, (("op", op.encode()), ("path", os.fsencode(path)), *records))
         try:
             return await session.result()

@@ -63,6 +63,21 @@ async def kill(call: Call) -> dict[str, Any]:
     return {}
 
 
+async def pause(call: Call) -> dict[str, Any]:
+    await call.engine.pause(call.name)
+    return {}
+
+
+async def unpause(call: Call) -> dict[str, Any]:
+    await call.engine.unpause(call.name)
+    return {}
+
+
+async def restart(call: Call) -> dict[str, Any]:
+    await call.engine.restart(call.name, call.query["timeout"])
+    return {}
+
+
 async def wait(call: Call) -> dict[str, Any]:
     return _result(await call.engine.wait(call.name, call.query["condition"]))
 
@@ -151,6 +166,28 @@ ROUTES = (
         text="Send a signal",
         query=(Param(name="signal", kind="str", text="name or number", default="KILL"),),
         errors=("not_found", "conflict"),
+    ),
+    Route(
+        method="POST",
+        path=_ONE + "/restart",
+        act=restart,
+        text="Stop it if it runs, then start it",
+        query=(Param(name="timeout", kind="float", text="seconds of patience; negative = for ever"),),
+        errors=("not_found", "conflict", "unavailable", "failed"),
+    ),
+    Route(
+        method="POST",
+        path=_ONE + "/pause",
+        act=pause,
+        text="Freeze all its processes",
+        errors=("not_found", "conflict", "failed"),
+    ),
+    Route(
+        method="POST",
+        path=_ONE + "/unpause",
+        act=unpause,
+        text="Let frozen processes go on",
+        errors=("not_found", "conflict", "failed"),
     ),
     Route(
         method="POST",

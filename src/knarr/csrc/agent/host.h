@@ -144,23 +144,32 @@ static void counters(unsigned id)
 	send_records(G_RESULT, id, &b);
 }
 
+static void answer(unsigned id, int failed, const char *what)
+{
+	struct bytes b = { 0 };
+	if (failed)
+		send_error(id, errno, 125, what);
+	else
+		send_records(G_RESULT, id, &b);
+}
+
 static void on_ask(unsigned id, struct request *q)
 {
 	const char *op = request_text(q, "op");
-	int failed;
-	if (op && (!strcmp(op, "get") || !strcmp(op, "put") || !strcmp(op, "lstat"))) {
+	if (op && (!strcmp(op, "get") || !strcmp(op, "put") || !strcmp(op, "lstat") || !strcmp(op, "diff"))) {
 		on_session(id, q, op[0] == 'l' ? 's' : op[0]);
 		return;
 	}
 	if (op && !strcmp(op, "stats")) {
 		counters(id);
-	} else if (op && !strcmp(op, "update")) {
-		failed = set_limits(q);
+	} else if (op && !strcmp(op, "top")) {
 		struct bytes b = { 0 };
-		if (failed)
-			send_error(id, errno, 125, "set the limits");
-		else
-			send_records(G_RESULT, id, &b);
+		processes(&b);
+		send_records(G_RESULT, id, &b);
+	} else if (op && !strcmp(op, "update")) {
+		answer(id, set_limits(q), "set the limits");
+	} else if (op && (!strcmp(op, "freeze") || !strcmp(op, "thaw"))) {
+		answer(id, freeze(op[0] == 'f'), "freeze the workload");
 	} else {
 		send_error(id, EINVAL, 125, "unknown question");
 	}

@@ -11,7 +11,7 @@ enum { BOOTED, RUNNING, ENDED };
 struct session {
 	struct session *next;
 	unsigned id;
-	int op;			/* 'x' program, 'g' get, 'p' put, 's' stat */
+	int op;			/* 'x' program, 'g' get, 'p' put, 's' stat, 'd' diff */
 	pid_t pid;
 	int report, in, out[2], master;
 	int started, exited, eof_in, orphan, code;
@@ -131,7 +131,9 @@ static void session_child(struct session *s, int report, int streams[3])
 		int pid;
 	} m = { .kind = 'P' };
 	report_fd = report;
-	if (workload_pidfd < 0) {
+	if (s->op == 'd') {
+		; /* the layers are seen from here, not from inside */
+	} else if (workload_pidfd < 0) {
 		if (chroot(ROOTFS) < 0 || chdir("/") < 0)
 			fail("enter the root");
 	} else {
@@ -157,6 +159,8 @@ static void session_child(struct session *s, int report, int streams[3])
 		dup2(streams[i], i);
 	syscall(SYS_close_range, 3, report - 1, 0);
 	syscall(SYS_close_range, report + 1, ~0u, 0);
+	if (s->op == 'd')
+		_exit(changes_run());
 	_exit(archive_run(s->op, request_text(s->q, "path")));
 }
 

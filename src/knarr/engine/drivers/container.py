@@ -6,6 +6,7 @@ walls (`engine.lifecycle`).
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from contextlib import AsyncExitStack, ExitStack
@@ -21,7 +22,7 @@ from knarr.engine.drivers.stdin import StdinTable
 from knarr.keeper.link import KeeperError
 from knarr.kernel import cgroups
 from knarr.model import names, state
-from knarr.model.errors import Conflict
+from knarr.model.errors import Conflict, Failed
 from knarr.model.workload import NetworkMode
 
 if TYPE_CHECKING:
@@ -132,6 +133,16 @@ class ContainerDriver:
         except KeeperError as error:
             if error.errno != errno.ESRCH:
                 raise
+
+    async def freeze(self, w: Workload, *, frozen: bool) -> None:
+        try:
+            await asyncio.to_thread(cgroups.freeze, self._groups(w), frozen=frozen)
+        except FileNotFoundError:
+            raise Conflict(f"workload {w.name!r} has just ended") from None
+        except (OSError, KeyError) as error:
+            raise Failed(
+                f"workload {w.name!r} can't be frozen: {error}", hint="is a freezer cgroup mounted?"
+            ) from error
 
     async def exec(
         self, w: Workload, spec: ExecSpec, process: Process, *, detach: bool = False
