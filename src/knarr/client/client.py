@@ -280,6 +280,15 @@ class Client(ImageCalls):
     def kill(self, name: str, signal: str = "KILL") -> None:
         self._json(calls.kill(name, signal))
 
+    def restart(self, name: str, *, timeout: float | None = None) -> None:
+        self._json(calls.restart(name, timeout=timeout))
+
+    def pause(self, name: str) -> None:
+        self._json(calls.pause(name))
+
+    def unpause(self, name: str) -> None:
+        self._json(calls.unpause(name))
+
     def resize(self, name: str, columns: int, rows: int, *, exec_id: str | None = None) -> None:
         self._json(calls.resize(name, columns, rows, exec_id=exec_id))
 
