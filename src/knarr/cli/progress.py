@@ -30,7 +30,7 @@ def show(lines: Iterable[dict[str, Any]], *, quiet: bool = False) -> dict[str, A
             if "image" in line:
                 found = line["image"]
                 image = found if isinstance(found, dict) else {"id": found}
-            else:
+            elif "item" in line:
                 view.update(line)
     finally:
         view.close()
