@@ -8,7 +8,9 @@ import pathlib
 import tarfile
 from typing import TYPE_CHECKING
 
-from conformance.harness import IMAGE
+import pytest
+
+from conformance.harness import IMAGE, eventually
 
 if TYPE_CHECKING:
     from conformance.harness import Wall
@@ -41,3 +43,41 @@ def test_save_of_nothing_leaves_no_file(wall: Wall, tmp_path: pathlib.Path) -> N
     assert done.code == 1
     assert "'never/heard:of' is not here" in done.err
     assert not list(tmp_path.iterdir())
+
+
+_CHANGES = """
+echo new > /new; chown 12:34 /new; chmod 4750 /new; ln /new /new-hard; ln -s new /new-soft
+rm /etc/group; mkdir -p /srv/deep; echo x > /srv/deep/x; rm -rf /home; mkdir /home; echo h > /home/own
+"""
+
+
+def _members(data: bytes) -> dict[str, tarfile.TarInfo]:
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        return {info.name.removeprefix("./"): info for info in archive.getmembers()}
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("running", [True, False])
+def test_export(wall: Wall, tmp_path: pathlib.Path, running: bool) -> None:
+    with wall.box("sh", "-c", _CHANGES + "sleep 1000", opts=("--tmpfs", "/scratch")) as name:
+        eventually(lambda: wall.exec(name, "cat", "/home/own").out == "h\n")
+        wall.exec(name, "touch", "/scratch/mounted")
+        if not running:
+            wall.knarr("kill", name, check=True)
+            wall.knarr("wait", name, check=True)
+        wall.knarr("export", "-o", str(tmp_path / "x.tar"), name, check=True)
+    found = _members((tmp_path / "x.tar").read_bytes())
+    new = found["new"] if found["new"].isreg() else found["new-hard"]
+    assert (new.mode, new.uid, new.gid, new.size) == (0o4750, 12, 34, 4)
+    assert {found["new"].islnk(), found["new-hard"].islnk()} == {True, False}
+    assert found["new-soft"].linkname == "new"
+    assert "bin/busybox" in found
+    assert "home/own" in found
+    assert not {"etc/group", "home/alice", "scratch/mounted", "proc/self", "sys/kernel"} & set(found)
+    assert not [one for one in found if one.startswith(("proc/", "sys/", "dev/"))]
+
+
+def test_export_refusals(wall: Wall, box: str) -> None:
+    assert "no-such-box" in wall.knarr("export", "no-such-box").err
+    code, shown = wall.on_terminal("export", box)
+    assert (code, "standard output is a terminal" in shown) == (1, True)

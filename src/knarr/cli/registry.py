@@ -30,6 +30,7 @@ VERBS: dict[str, str] = {
     "exec": "attach.EXEC",
     "attach": "attach.ATTACH",
     "cp": "copy.CP",
+    "export": "imagetools.EXPORT",
     "inspect": "listing.INSPECT",
     "stats": "stats.STATS",
     "events": "events.EVENTS",

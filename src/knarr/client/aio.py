@@ -256,6 +256,12 @@ class AsyncClient:
     ) -> AsyncIterator[Document]:
         return self._progress(calls.bootstrap(distribution, include, reference))
 
+    async def export(self, name: str) -> AsyncIterator[bytes]:
+        """A tar of a workload's whole root, without what is mounted in it."""
+        async with _Exchange(self.run, calls.export(name)) as exchange:
+            async for piece in exchange.chunks():
+                yield piece
+
     async def save(self, names: Iterable[str], *, form: str = "docker-archive") -> AsyncIterator[bytes]:
         call = calls.post("/images/save", {"names": list(names), "form": form})
         async with _Exchange(self.run, call) as exchange:

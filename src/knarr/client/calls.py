@@ -258,5 +258,9 @@ def get_archive(name: str, path: str) -> Call:
     return Call("GET", workload_path(name, "/archive"), {"path": path})
 
 
+def export(name: str) -> Call:
+    return Call("GET", workload_path(name, "/export"))
+
+
 def put_archive(name: str, path: str, body: Iterable[bytes]) -> Call:
     return Call("PUT", workload_path(name, "/archive"), {"path": path}, body=body, headers=_TAR)

@@ -16,6 +16,10 @@ class ImageCalls:
     def _raw(self, call: calls.Call) -> Iterator[bytes]:
         raise NotImplementedError
 
+    def export(self, name: str) -> Iterator[bytes]:
+        """A tar of a workload's whole root, without what is mounted in it."""
+        return self._raw(calls.export(name))
+
     def save(self, names: Iterable[str], *, form: str = "docker-archive") -> Iterator[bytes]:
         """One archive of several images; form `docker-archive` (an OCI layout as well) or `oci-archive`."""
         return self._raw(calls.post("/images/save", {"names": list(names), "form": form}))

@@ -248,6 +248,11 @@ class Driver(Protocol):
     async def archive_put(self, w: Workload, path: str, read: Callable[[], Awaitable[bytes]]) -> None:
         """Unpack the tar that `read` yields (b"" = end) into the folder `path`."""
 
+    async def export(self, w: Workload, write: Callable[[bytes], Awaitable[None]], *, layer: bool) -> None:
+        """A tar of the whole root without what is mounted in it; `layer`: of the writable layer alone, with
+        overlayfs' own marks (devices 0:0, `trusted.overlay.opaque`).
+        """
+
     async def exited(self, w: Workload, wait_status: int) -> ExitResult:
         """Translate the status of what the keeper ran (-1 = unknown). Reads, changes nothing; may be
         called again after a daemon restart.

@@ -282,6 +282,11 @@ class Engine:
         w = self.find(text).w
         await self.life.driver(w).archive_get(w, _clean(path), write)
 
+    async def export(self, text: str, write: Callable[[bytes], Awaitable[None]]) -> None:
+        """A tar of the whole root, without what is mounted in it."""
+        w = self.find(text).w
+        await self.life.driver(w).export(w, write, layer=False)
+
     async def archive_put(self, text: str, path: str, read: Callable[[], Awaitable[bytes]]) -> None:
         w = self.find(text).w
         if w.spec.read_only:

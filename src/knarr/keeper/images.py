@@ -42,16 +42,20 @@ class ImageMounts:
         """The mounted trees that a start's text names."""
         return [tree_id for tree_id in self._mounted if tree_id.encode() in request]
 
-    def overlay(self, tree_id: str, upper: str, work: str) -> int:
-        """A detached overlay mount: the root of a workload that doesn't run."""
+    def overlay(self, tree_id: str, upper: str, work: str | None) -> int:
+        """A detached overlay mount: the root of a workload that doesn't run, or without `work` one to be
+        read only, beside whoever writes to `upper`.
+        """
         lower = os.open(self.path(tree_id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        folders = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in (upper, work)]
+        folders = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in (upper, work) if path]
         try:
-            options: dict[str, str | None] = {
-                "lowerdir": mounts.through_fd(lower),
-                "upperdir": mounts.through_fd(folders[0]),
-                "workdir": mounts.through_fd(folders[1]),
-            }
+            below = mounts.through_fd(lower)
+            above = [mounts.through_fd(fd) for fd in folders]
+            options: dict[str, str | None] = {"lowerdir": below}
+            if work is None:
+                options["lowerdir"] = f"{above[0]}:{below}"
+            else:
+                options["upperdir"], options["workdir"] = above
             return mounts.new_filesystem("overlay", options)
         finally:
             for fd in (lower, *folders):

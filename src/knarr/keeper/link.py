@@ -225,7 +225,9 @@ class KeeperLink:
         upper: str | None = None,
         work: str | None = None,
     ) -> int:
-        """A descriptor of a running workload's root, or of an overlay of `tree_id`, `upper` and `work`."""
+        """A descriptor of a running workload's root, or of an overlay of `tree_id`, `upper` and `work`
+        (without `work` to be read only, whoever uses the `upper`).
+        """
         place = {"id": workload_id} if tree_id is None else {"tree_id": tree_id, "upper": upper, "work": work}
         _, ends = await self._ask({"type": "root", **place})
         return ends["root"]

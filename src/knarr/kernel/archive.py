@@ -25,6 +25,7 @@ __all__ = ["PathStat", "pack", "stat_path", "unpack"]
 _CHUNK = 256 << 10
 _BLOCK = tarfile.BLOCKSIZE
 _DEPTH = 512
+_CARRIED = ("user.", "security.capability", "system.posix_acl_")
 _TYPES = {
     stat.S_IFREG: tarfile.REGTYPE,
     stat.S_IFDIR: tarfile.DIRTYPE,
@@ -65,10 +66,13 @@ def stat_path(root: int, path: str) -> PathStat:
     )
 
 
-def pack(root: int, path: str, write: Callable[[bytes], object]) -> None:
-    """Write a tar (pax) of `path` and all below it, named by its last component (`.` after a final `/.`)."""
+def pack(root: int, path: str, write: Callable[[bytes], object], *, layer: bool = False) -> None:
+    """Write a tar (pax) of `path` and all below it, named by its last component (`.` after a final `/.`).
+
+    `layer`: it is an overlay's upper folder, whose marks on opaque folders are wanted as well.
+    """
     source = _open_source(root, path)
-    writer = _Writer(write)
+    writer = _Writer(write, (*_CARRIED, "trusted.overlay.opaque") if layer else _CARRIED)
     try:
         writer.add(source, _base(path), 0)
     finally:
@@ -79,8 +83,9 @@ def pack(root: int, path: str, write: Callable[[bytes], object]) -> None:
 class _Writer:
     """Entries into blocks, gathered into chunks."""
 
-    def __init__(self, write: Callable[[bytes], object]) -> None:
+    def __init__(self, write: Callable[[bytes], object], carried: tuple[str, ...]) -> None:
         self._write = write
+        self._carried = carried
         self._pending: list[bytes] = []
         self._size = 0
         self._links: dict[tuple[int, int], str] = {}
@@ -96,7 +101,7 @@ class _Writer:
         if kind is None:
             # a socket has no form in a tar
             return
-        info = _header(fd, name, status, kind)
+        info = _header(fd, name, status, kind, self._carried)
         known = self._known_link(status, name)
         if known is not None:
             info.type, info.linkname, info.size = tarfile.LNKTYPE, known, 0
@@ -167,7 +172,9 @@ class _Writer:
             self._write(data)
 
 
-def _header(fd: int, name: str, status: os.stat_result, kind: bytes) -> tarfile.TarInfo:
+def _header(
+    fd: int, name: str, status: os.stat_result, kind: bytes, carried: tuple[str, ...]
+) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.type = kind
     info.mode = stat.S_IMODE(status.st_mode)
@@ -183,13 +190,13 @@ def _header(fd: int, name: str, status: os.stat_result, kind: bytes) -> tarfile.
     elif kind in (tarfile.CHRTYPE, tarfile.BLKTYPE):
         info.devmajor, info.devminor = os.major(status.st_rdev), os.minor(status.st_rdev)
     if kind in (tarfile.REGTYPE, tarfile.DIRTYPE):
-        for key, value in _attributes(fd):
+        for key, value in _attributes(fd, carried):
             extra[f"SCHILY.xattr.{key}"] = value.decode("utf-8", "surrogateescape")
     info.pax_headers = extra
     return info
 
 
-def _attributes(fd: int) -> list[tuple[str, bytes]]:
+def _attributes(fd: int, carried: tuple[str, ...]) -> list[tuple[str, bytes]]:
     """Extended attributes worth carrying: the user's, capabilities, ACLs; not overlayfs' own."""
     path = f"/proc/self/fd/{fd}"
     try:
@@ -198,7 +205,7 @@ def _attributes(fd: int) -> list[tuple[str, bytes]]:
         return []
     found: list[tuple[str, bytes]] = []
     for name in names:
-        if not name.startswith(("user.", "security.capability", "system.posix_acl_")):
+        if not name.startswith(carried):
             continue
         try:
             found.append((name, os.getxattr(path, name)))

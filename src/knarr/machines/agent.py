@@ -220,7 +220,7 @@ class Agent:
         return size, mode & 0xFFFF, mtime, os.fsdecode(name), os.fsdecode(target)
 
     async def archive(self, op: str, path: str, write: Callable[[bytes], Awaitable[None]]) -> None:
-        """`get` (a tar) or `lstat`: what comes out goes to `write`."""
+        """`get`, `tree` (without mounts), `upper` (the writable layer): tars; `lstat`. All to `write`."""
         session = await self._program(ToGuest.ASK, (("op", op.encode()), ("path", os.fsencode(path))))
         try:
             await session.close_stdin()

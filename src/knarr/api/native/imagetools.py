@@ -47,7 +47,34 @@ async def save_images(call: Call) -> web.StreamResponse:
     return await send_bytes(call.request, call.engine.images.tools.save(wanted.names, wanted.form))
 
 
+async def export(call: Call) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": TAR})
+
+    async def write(data: bytes) -> None:
+        if not response.prepared:
+            await response.prepare(call.request)
+        await response.write(data)
+
+    try:
+        await call.engine.export(call.name, write)
+    except Exception:
+        if response.prepared and call.request.transport is not None:
+            call.request.transport.abort()
+        raise
+    await response.write_eof()
+    return response
+
+
 ROUTES = (
+    Route(
+        method="GET",
+        path="/v1/workloads/{name}/export",
+        act=export,
+        cancels=True,
+        text="A tar of the whole root, without what is mounted in it",
+        gives=TAR,
+        errors=("not_found", "conflict"),
+    ),
     Route(
         method="POST",
         path="/v1/images/save",

@@ -1,4 +1,4 @@
-"""`image save`: what is done with images that are here."""
+"""`save`, `export`: what is done with images that are here, and what workloads leave as archives."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from knarr.cli.options import Arguments, Command, Option
 def save(context: Context, a: Arguments) -> int:
     form = a.format or "docker-archive"
     output.write(a.output or "", lambda: context.client.save(a.operands, form=form))
+    return 0
+
+
+def export(context: Context, a: Arguments) -> int:
+    output.write(a.output or "", lambda: context.client.export(a.operands[0]))
     return 0
 
 
@@ -29,4 +34,12 @@ SAVE = Command(
     ),
     complete="image",
     notes="knarr load, docker load, podman load and skopeo read it.",
+)
+EXPORT = Command(
+    export,
+    "write a workload's whole file tree into a tar",
+    "NAME",
+    (OUTPUT,),
+    complete="workload",
+    notes="What is mounted in it stays out. knarr import makes an image of it.",
 )

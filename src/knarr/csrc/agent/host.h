@@ -156,7 +156,8 @@ static void answer(unsigned id, int failed, const char *what)
 static void on_ask(unsigned id, struct request *q)
 {
 	const char *op = request_text(q, "op");
-	if (op && (!strcmp(op, "get") || !strcmp(op, "put") || !strcmp(op, "lstat") || !strcmp(op, "diff"))) {
+	if (op && (!strcmp(op, "get") || !strcmp(op, "put") || !strcmp(op, "lstat") || !strcmp(op, "diff") ||
+		   !strcmp(op, "tree") || !strcmp(op, "upper"))) {
 		on_session(id, q, op[0] == 'l' ? 's' : op[0]);
 		return;
 	}

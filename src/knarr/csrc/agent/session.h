@@ -11,7 +11,7 @@ enum { BOOTED, RUNNING, ENDED };
 struct session {
 	struct session *next;
 	unsigned id;
-	int op;			/* 'x' program, 'g' get, 'p' put, 's' stat, 'd' diff */
+	int op;			/* 'x' program, 'g' get, 'p' put, 's' stat, 'd' diff, 't' tree, 'u' upper */
 	pid_t pid;
 	int report, in, out[2], master;
 	int started, exited, eof_in, orphan, code;
@@ -133,7 +133,11 @@ static void session_child(struct session *s, int report, int streams[3])
 	report_fd = report;
 	if (s->op == 'd') {
 		; /* the layers are seen from here, not from inside */
-	} else if (workload_pidfd < 0) {
+	} else if (s->op == 'u') {
+		if (chroot(DISK "/upper") < 0 || chdir("/") < 0)
+			fail("enter the writable layer");
+	} else if (workload_pidfd < 0 || s->op == 't') {
+		/* the agent's own view has nothing mounted in it */
 		if (chroot(ROOTFS) < 0 || chdir("/") < 0)
 			fail("enter the root");
 	} else {

@@ -302,7 +302,7 @@ static int archive_run(int op, const char *path)
 	signal(SIGPIPE, SIG_DFL);
 	if (!path || *path != '/')
 		archive_fail(EINVAL, path ? path : "no path");
-	if (op == 'g')
+	if (op == 'g' || op == 't' || op == 'u')
 		pack(path);
 	else if (op == 'p')
 		unpack(path);

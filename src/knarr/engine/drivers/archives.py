@@ -40,6 +40,17 @@ async def get(root: int, name: str, path: str, write: Callable[[bytes], Awaitabl
     await _in_thread(name, path, lambda: archive.pack(root, path, push))
 
 
+async def export(root: int, name: str, write: Callable[[bytes], Awaitable[None]], *, layer: bool) -> None:
+    loop = asyncio.get_running_loop()
+
+    def push(data: bytes) -> None:
+        asyncio.run_coroutine_threadsafe(_awaited(write(data)), loop).result()
+
+    from knarr.kernel import archive
+
+    await _in_thread(name, "/", lambda: archive.pack(root, "/.", push, layer=layer))
+
+
 async def put(root: int, name: str, path: str, read: Callable[[], Awaitable[bytes]]) -> None:
     loop = asyncio.get_running_loop()
 

@@ -213,6 +213,18 @@ class ContainerDriver:
         async with AsyncExitStack() as stack:
             await archives.put(await self._root(w, stack), w.name, path, read)
 
+    async def export(self, w: Workload, write: Callable[[bytes], Awaitable[None]], *, layer: bool) -> None:
+        upper = os.path.join(w.dir, "upper")
+        if layer:
+            fd = os.open(upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        else:
+            await self._s.keeper.mount(w.image.rootfs)
+            fd = await self._s.keeper.root(tree_id=w.image.rootfs.tree_id, upper=upper)
+        try:
+            await archives.export(fd, w.name, write, layer=layer)
+        finally:
+            os.close(fd)
+
     async def _root(self, w: Workload, stack: AsyncExitStack) -> int:
         """The tree as the workload sees it, or, when it does not run, image and writable layer."""
         keeper = self._s.keeper

@@ -346,6 +346,10 @@ class MicrovmDriver:
         async with self._files(w) as agent:
             await _named(w, agent.unpack(path, read))
 
+    async def export(self, w: Workload, write: Callable[[bytes], Awaitable[None]], *, layer: bool) -> None:
+        async with self._files(w) as agent:
+            await _named(w, agent.archive("upper" if layer else "tree", "/.", write))
+
     def _files(self, w: Workload) -> AbstractAsyncContextManager[Agent]:
         """The running machine, or one booted without the workload."""
         return nullcontext(self._agent(w)) if w.status.running else self._idle.open(w)
