@@ -5,7 +5,7 @@ Out of scope: the system call list (`kernel.seccomp_profile`).
 
 from __future__ import annotations
 
-from knarr.kernel import caps
+from knarr.kernel import caps, devices
 from knarr.model.errors import Invalid
 from knarr.model.workload import Security, SecurityProfile
 
@@ -43,8 +43,7 @@ MASKED = (
 )
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
-DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, -1))
-"""what may be opened (major, minor; -1 = any): null, zero, full, random, urandom, terminals"""
+DEVICES = devices.WORKLOAD
 
 
 def capabilities_for(security: Security) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """The device list of a v2 control group, which knows no files for it: a small eBPF program on the group.
 
-Numbers from linux/bpf.h. Out of scope: which devices (`containers.security`), and v1 (`devices.allow`).
+Numbers from linux/bpf.h. Out of scope: v1 (`devices.allow`, `containers.security`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ import os
 import struct
 
 from knarr.kernel import libc
+
+WORKLOAD = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, -1))
+"""what every workload may open, whatever its wall (major, minor; -1 = any): null, zero, full, random,
+urandom, terminals"""
 
 _BPF = {"x86_64": 321, "aarch64": 280}.get(libc.MACHINE, -1)
 _PROG_LOAD = 5

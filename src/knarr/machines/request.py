@@ -11,6 +11,7 @@ import posixpath
 import resource
 from dataclasses import dataclass, field
 
+from knarr.kernel import devices
 from knarr.model.errors import Invalid
 from knarr.model.resource import Attachment
 from knarr.model.workload import Mount, MountKind, Process, Resources
@@ -99,9 +100,15 @@ def describe(guest: GuestInput) -> tuple[str, ...]:
     lines += [f"limit {name} {value.decode()}" for name, value in limit_records(guest.resources)]
     lines.append("new namespaces: mount, pid, uts, ipc, cgroup")
     lines += [_describe_mount(item) for item in _mounts(guest)]
-    lines += [f"{name} {value.decode()}" for name, value in _guards(privileged=guest.privileged)]
+    lines += [_describe_guard(*guard) for guard in _guards(privileged=guest.privileged)]
     lines.append(f"user {guest.process.user or 'root'}, looked up inside")
     return (*lines, f"exec {' '.join(guest.process.args)}")
+
+
+def _describe_guard(name: str, value: bytes) -> str:
+    if name == "device_filter":
+        return f"only {len(devices.WORKLOAD)} kinds of devices"
+    return f"{name} {value.decode()}"
 
 
 def _describe_mount(item: bytes) -> str:
@@ -143,6 +150,12 @@ def limit_records(resources: Resources) -> Records:
     if resources.pids is not None and resources.pids > 0:
         records.append(("pids", b"%d" % resources.pids))
     return tuple(records)
+
+
+def all_limit_records(resources: Resources) -> Records:
+    """The same for limits that change: "none" in so many words."""
+    free = (("memory", b"max"), ("swap", b"max"), ("cpu", b"max %d" % _CPU_PERIOD), ("pids", b"max"))
+    return tuple({**dict(free), **dict(limit_records(resources))}.items())
 
 
 def _rlimit(name: str, soft: int, hard: int) -> bytes:
@@ -223,7 +236,8 @@ def _guards(*, privileged: bool) -> Records:
     if privileged:
         return ()
     masked = (("mask", path.encode()) for path in _MASKED)
-    return (*masked, *(("protect", path.encode()) for path in _PROTECTED))
+    filtered = ("device_filter", devices.compile_filter(devices.WORKLOAD))
+    return (*masked, *(("protect", path.encode()) for path in _PROTECTED), filtered)
 
 
 def _etc_name(target: str) -> str:
