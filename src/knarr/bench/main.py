@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 from knarr.bench import images, start
 from knarr.bench.measure import Report
 from knarr.client.client import Client
@@ -23,6 +26,10 @@ def run(
     walls: tuple[Isolation, ...] = WALLS,
 ) -> None:
     """Run one group; figures go to standard output. Raises `KnarrError`."""
+    if samples is not None and samples < 1:
+        raise Invalid(f"--samples {samples}: nothing to measure", hint="1 or more")
+    # asked to end, it takes back what it made
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     report = Report(as_json=as_json, raw_path=raw_path)
     with Client(root, run_folder) as client:
         if group == "start":

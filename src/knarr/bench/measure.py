@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from knarr.model.errors import Invalid
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
@@ -63,8 +65,24 @@ class Report:
     out: TextIO = field(default_factory=lambda: sys.stdout)
     figures: list[Figure] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """A file that can't be written is told before minutes are spent."""
+        if self.raw_path:
+            try:
+                with open(self.raw_path, "a", encoding="utf-8"):
+                    return
+            except OSError as error:
+                raise Invalid(
+                    f"--raw: {self.raw_path}: {error.strerror}", hint="name a file in a folder that exists"
+                ) from error
+
     def add(self, figure: Figure) -> None:
+        """An interrupted run keeps what it has found out."""
         self.figures.append(figure)
+        if self.raw_path:
+            with open(self.raw_path, "a", encoding="utf-8") as file:
+                line = figure.to_json() | {"time": time.time(), "samples": figure.samples}
+                file.write(json.dumps(line) + "\n")
         if self.as_json:
             print(json.dumps(figure.to_json()), file=self.out, flush=True)
 
@@ -75,11 +93,6 @@ class Report:
     def finish(self) -> None:
         if not self.as_json:
             self._table()
-        if self.raw_path:
-            with open(self.raw_path, "a", encoding="utf-8") as file:
-                for figure in self.figures:
-                    line = figure.to_json() | {"time": time.time(), "samples": figure.samples}
-                    file.write(json.dumps(line) + "\n")
 
     def _table(self) -> None:
         rows = [("FIGURE", "VALUE", "UNIT", "PEER", "PEER'S", "RATIO", "N")]

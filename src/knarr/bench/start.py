@@ -118,7 +118,9 @@ def idle_memory(client: Client, report: Report, isolation: Isolation) -> None:
     finally:
         for name in names:
             client.remove(name, force=True)
-    report.add(Figure(name=f"memory.{isolation.value}.idle", value=each / 1024, unit="MiB"))
+    # the whole host's figure: other processes' memory is in it, so their load stands beside it
+    load = f"load {os.getloadavg()[0]:.1f}"
+    report.add(Figure(name=f"memory.{isolation.value}.idle", value=each / 1024, unit="MiB", note=load))
 
 
 def _available() -> float:

@@ -22,13 +22,16 @@ wanted = json.loads(sys.argv[1])
 sys.path.insert(0, wanted.pop("source"))
 from knarr.bench.main import run
 from knarr.cli.context import complain
-from knarr.model.errors import KnarrError
+from knarr.model.errors import Failed, KnarrError
 from knarr.model.workload import Isolation
 walls = tuple(Isolation(name) for name in wanted.pop("walls"))
 try:
     run(**wanted, **({"walls": walls} if walls else {}))
 except KnarrError as error:
     complain(error)
+    raise SystemExit(1)
+except OSError as error:
+    complain(Failed(f"bench: {error.filename or 'system call'}: {error.strerror}"))
     raise SystemExit(1)
 except KeyboardInterrupt:
     raise SystemExit(130)
