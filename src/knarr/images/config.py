@@ -153,7 +153,7 @@ def _text(document: dict[str, Any], key: str) -> str:
         return ""
     if not _is_plain(value):
         raise Invalid(f"image config: {key!r} is not a plain text")
-    return value
+    return str(value)
 
 
 def _texts(document: dict[str, Any], key: str) -> tuple[str, ...]:
