@@ -26,8 +26,8 @@ from knarr.images.pool import session as pool_session
 from knarr.images.qcow2 import make_map
 from knarr.images.records import Records
 from knarr.images.source import NoProgress, never
-from knarr.model.errors import Conflict, Invalid, NotFound, Unavailable
-from knarr.model.resource import Image, RootFs
+from knarr.model.errors import Conflict, Invalid, KnarrError, NotFound, Unavailable
+from knarr.model.resource import Image, ImageConfig, RootFs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -321,7 +321,7 @@ class ImageStore:
 
     def _image(self, row: tuple[str, str, str, int, bytes, str], references: Iterable[str]) -> Image:
         image_id, digest, tree_id, size, config, layers = row
-        parsed = parse_config(config, self.limits)[0]
+        parsed = self._stored_config(config)
         return Image(
             id=image_id,
             digest=digest,
@@ -338,11 +338,24 @@ class ImageStore:
             layers=tuple(layers.split("\n")) if layers else (),
         )
 
+    def _stored_config(self, data: bytes) -> ImageConfig:
+        """One that an earlier, laxer version took in can be listed and removed, and keeps no daemon down.
+
+        It can't be run: that would be as root, for want of a user that can be read.
+        """
+        try:
+            return parse_config(data, self.limits)[0]
+        except KnarrError:
+            return ImageConfig(user=_UNREADABLE)
+
     def _blob_path(self, digest: str) -> str:
         return os.path.join(self.root, "blobs/sha256", digest.removeprefix("sha256:"))
 
     def _tree_path(self, tree_id: str) -> str:
         return os.path.join(self.root, "trees", f"{tree_id}.erofs")
+
+
+_UNREADABLE = "unreadable-image-config"
 
 
 @contextlib.contextmanager

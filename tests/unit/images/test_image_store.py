@@ -343,3 +343,16 @@ def test_a_source_that_can_not_be_read(store):
     with pytest.raises(Unavailable, match="can't be read: Connection reset"):
         store.ingest(support.source([BASE], layers=[support.layer(BASE, open=opened)]))
     assert footprint(store) == before
+
+
+def test_a_stored_config_that_is_refused_today_keeps_no_daemon_down(store, tmp_path):
+    image = store.ingest(support.source([BASE]))
+    store.records.run("UPDATE images SET config = ?", b'{"config": {"User": "\\ud800"}}')
+    store.close()
+    again = ImageStore(str(tmp_path / "store"))
+    try:
+        assert again.get(image.id).config.user  # never root for want of a user
+        again.remove(image.id, True)
+        assert again.list() == ()
+    finally:
+        again.close()
