@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from knarr.keeper import protocol, roles
 from knarr.keeper.holder import HolderClient, listening
 from knarr.kernel import fds as descriptors
+from knarr.kernel.process import DEFAULT_PATH
 from knarr.model.errors import Conflict, Denied, Failed, Unavailable
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def _make_folders(root: str, run: str) -> None:
     try:
         for folder in (root, run):
             os.makedirs(folder, mode=0o700, exist_ok=True)
+            _refuse_shared(folder)
         if os.geteuid() != 0:
             raise PermissionError(1, "not root", root)
     except PermissionError as error:
@@ -114,6 +116,13 @@ def _make_folders(root: str, run: str) -> None:
         ) from error
     except OSError as error:
         raise Failed(f"{error.filename}: {error.strerror}") from error
+
+
+def _refuse_shared(folder: str) -> None:
+    """Who may write in there could put own sockets and journals in place of ours."""
+    status = os.stat(folder)
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+        raise Denied(f"{folder}: others may write there", hint=f"chown root: {folder} && chmod 700 {folder}")
 
 
 @contextmanager
@@ -146,6 +155,7 @@ def _start_holder(root: str, run: str) -> HolderClient:
             stdout=log,
             stderr=log,
             cwd="/",
+            env=_environment(),
             check=False,
             start_new_session=True,
         )
@@ -161,6 +171,12 @@ def _start_holder(root: str, run: str) -> HolderClient:
     finally:
         os.close(log)
         os.close(lock)
+
+
+def _environment() -> dict[str, str]:
+    """The starter's (proxies), but nothing that chooses which programs and libraries run as root."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("LD_", "PYTHON"))}
+    return {**kept, "PATH": DEFAULT_PATH}
 
 
 def _lock(root: str) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from knarr.model.workload import Resources
 
 V1_CONTROLLERS = ("memory", "pids", "cpuacct", "cpu", "cpuset", "devices", "freezer", "blkio")
+DEFAULT_PIDS = 4096
 V2 = "unified"
 _PERIOD = 100_000
 _NO_LIMIT_V1 = 1 << 62
@@ -122,8 +123,8 @@ def _limits_v1(layout: Layout, paths: dict[str, str], wanted: Resources) -> tupl
         files.append((f"{paths['cpu']}/cpu.cfs_quota_us", str(int(wanted.cpus * _PERIOD))))
     if wanted.cpuset is not None:
         files.append((f"{paths['cpuset']}/cpuset.cpus", wanted.cpuset))
-    if wanted.pids is not None:
-        files.append((f"{paths['pids']}/pids.max", str(wanted.pids)))
+    if "pids" in paths:
+        files.append((f"{paths['pids']}/pids.max", _pids(wanted)))
     return tuple(files)
 
 
@@ -137,9 +138,16 @@ def _limits_v2(layout: Layout, path: str, wanted: Resources) -> tuple[tuple[str,
         files.append((f"{path}/cpu.max", f"{int(wanted.cpus * _PERIOD)} {_PERIOD}"))
     if wanted.cpuset is not None:
         files.append((f"{path}/cpuset.cpus", wanted.cpuset))
-    if wanted.pids is not None:
-        files.append((f"{path}/pids.max", str(wanted.pids)))
+    if "pids" in layout.controllers:
+        files.append((f"{path}/pids.max", _pids(wanted)))
     return tuple(files)
+
+
+def _pids(wanted: Resources) -> str:
+    """A fork bomb must not take the host's last pid: there is a limit unless -1 says that there is none."""
+    if wanted.pids is None:
+        return str(DEFAULT_PIDS)
+    return "max" if wanted.pids < 0 else str(wanted.pids)
 
 
 def entry_files(layout: Layout, paths: dict[str, str]) -> tuple[str, ...]:

@@ -102,6 +102,9 @@ def test_both_kinds_of_groups():
 
 
 def test_limits_of_both_kinds():
+    for pids, text in ((None, "4096"), (-1, "max")):
+        files = find(plan(given(resources=Resources(pids=pids))), steps.CgroupCreate)[0].files
+        assert dict(files)["/cg/pids/knarr_123456/abc/pids.max"] == text
     wanted = Resources(memory=1 << 20, cpus=1.5, cpuset="0-1", pids=9)
     v1 = dict(find(plan(given(resources=wanted)), steps.CgroupCreate)[0].files)
     v2 = dict(find(plan(given(V2, resources=wanted)), steps.CgroupCreate)[0].files)
