@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _SILENCE = 5.0
 """seconds between SIGKILL to the workload inside and SIGKILL to a QEMU whose agent does nothing"""
+_LAST_WORDS = 15.0
+"""seconds that one gets whose workload has ended, for its last output"""
 _CONFIRM_PAUSES = (0.002, 0.005, 0.01, 0.02, 0.05)
 _CONFIRM_SECONDS = 60.0
 
@@ -288,7 +290,10 @@ class MicrovmDriver:
         """A workload that died by its SIGKILL has told so; then only its machine's end is slow."""
         pid = w.pid
         await asyncio.sleep(patience)
-        if w.pid == pid and w.status.running and status.read(w.dir).exit_code is None:
+        if status.read(w.dir).exit_code is not None:
+            # so it says; a guest that broke its agent could say so and run on for ever
+            await asyncio.sleep(_LAST_WORDS)
+        if w.pid == pid and w.status.running:
             await self._s.keeper.signal(w.id, signal.SIGKILL)
 
     async def freeze(self, w: Workload, *, frozen: bool) -> None:
