@@ -33,6 +33,7 @@ from knarr.engine.network import WorkloadNetwork
 from knarr.engine.streams import Streams
 from knarr.engine.system import System
 from knarr.engine.table import Table
+from knarr.engine.volumes import Volumes
 from knarr.images.store import ImageStore
 from knarr.keeper import roles
 from knarr.keeper.holder import HolderClient, listening
@@ -43,6 +44,7 @@ from knarr.model.workload import Isolation
 from knarr.networks.manager import NetworkManager
 from knarr.store.db import Database
 from knarr.store.state import StateDir
+from knarr.volumes.store import VolumeStore
 
 if TYPE_CHECKING:
     import socket
@@ -118,7 +120,8 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
     host = facts.probe()
     keeper = KeeperLink(state.run)
     drivers: dict[Isolation, Driver] = {}
-    life = Lifecycle(table, db, events, drivers, keeper)
+    volumes = Volumes(VolumeStore(state.volumes), table, events, keeper)
+    life = Lifecycle(table, db, events, drivers, keeper=keeper, volumes=volumes)
     keeper.on_exit = life.on_exit
     hello = await keeper.connect()
     stack.push_async_callback(keeper.close)
@@ -147,6 +150,7 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
         system=System(state, store, drivers, host),
         keeper=keeper,
         networks=networks,
+        volumes=volumes,
         capabilities=capabilities_for,
     )
     adopt.load(engine)

@@ -65,6 +65,16 @@ GROUPS: dict[str, tuple[str, dict[str, str]]] = {
             "bootstrap": "fetch.BOOTSTRAP",
         },
     ),
+    "volume": (
+        "volumes: folders that outlive workloads",
+        {
+            "create": "volumes.CREATE",
+            "ls": "volumes.LS",
+            "inspect": "volumes.INSPECT",
+            "rm": "volumes.RM",
+            "prune": "volumes.PRUNE",
+        },
+    ),
     "system": (
         "the host and the engine: what they can do, what they use",
         {"info": "system.INFO", "check": "system.CHECK", "df": "system.DF"},

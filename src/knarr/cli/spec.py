@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ISOLATION_ALIASES = {"runc": "container", "crun": "container", "vm": "machine", "runsc": "sandbox"}
 _NETWORKS = {"default": "bridge"}
 _PROPAGATIONS = {"private", "rprivate", "shared", "rshared", "slave", "rslave"}
-_IGNORED_BIND_OPTIONS = {"z", "Z", "rw", "cached", "delegated", "consistent", "nocopy"}
+_IGNORED_BIND_OPTIONS = {"z", "Z", "rw", "cached", "delegated", "consistent"}
 
 
 def workload(a: Arguments) -> Json:
@@ -45,6 +45,7 @@ def workload(a: Arguments) -> Json:
         "init": a.init,
         "read_only": a.read_only,
         "mounts": mounts(a),
+        "volumes_from": a.volumes_from,
         "ports": [port for text in a.publish for port in ports(text)],
         "network": _NETWORKS.get(a.network, a.network),
         "resources": resources(a),
@@ -206,11 +207,12 @@ def volume(text: str) -> Json:
     for option in options:
         if option == "ro":
             result["read_only"] = True
-        elif option in _PROPAGATIONS:
+        elif option in _PROPAGATIONS or (option == "nocopy" and result["kind"] == "volume"):
             result.setdefault("options", []).append(option)
         else:
             raise Invalid(
-                f"-v {text}: unknown option {option!r}", hint="ro, rw, " + ", ".join(sorted(_PROPAGATIONS))
+                f"-v {text}: unknown option {option!r}",
+                hint="ro, rw, nocopy, " + ", ".join(sorted(_PROPAGATIONS)),
             )
     return result
 
@@ -243,6 +245,7 @@ _MOUNT_KEYS = {
     "readonly": "read_only",
     "ro": "read_only",
     "bind-propagation": "propagation",
+    "volume-nocopy": "nocopy",
     "tmpfs-size": "size",
     "tmpfs-mode": "mode",
 }
@@ -269,6 +272,7 @@ def _mount_value(text: str, values: dict[str, str]) -> Json:
         source = os.path.abspath(source)
     options = [f"{key}={values[key]}" for key in ("size", "mode") if key in values]
     options += [values["propagation"]] if "propagation" in values else []
+    options += ["nocopy"] if values.get("nocopy", "false") in ("", "true", "1") else []
     return said(
         {
             "kind": values["kind"],

@@ -283,6 +283,25 @@ class AsyncClient:
     async def prune_images(self, *, unused: bool = False) -> Document:
         return await self._json(calls.prune_images(unused=unused))  # type: ignore[no-any-return]
 
+    async def create_volume(
+        self, name: str = "", *, labels: Mapping[str, str] | None = None, driver: str = "local"
+    ) -> Document:
+        """An empty name makes one without."""
+        return await self._json(calls.create_volume(name, labels or {}, driver))  # type: ignore[no-any-return]
+
+    async def volumes(self) -> list[Summary]:
+        return await self._json(calls.volumes())  # type: ignore[no-any-return]
+
+    async def volume(self, name: str) -> Document:
+        return await self._json(calls.volume(name))  # type: ignore[no-any-return]
+
+    async def remove_volume(self, name: str) -> None:
+        await self._json(calls.remove_volume(name))
+
+    async def prune_volumes(self, *, unused: bool = False) -> Document:
+        """`unused`: also those with a name."""
+        return await self._json(calls.prune_volumes(unused=unused))  # type: ignore[no-any-return]
+
     async def create(self, spec: WorkloadSpec | Mapping[str, Any]) -> Created:
         return await self._json(calls.create(spec))  # type: ignore[no-any-return]
 
@@ -299,8 +318,9 @@ class AsyncClient:
     async def inspect(self, name: str) -> Document:
         return await self._json(calls.inspect(name))  # type: ignore[no-any-return]
 
-    async def remove(self, name: str, *, force: bool = False) -> None:
-        await self._json(calls.remove(name, force=force))
+    async def remove(self, name: str, *, force: bool = False, volumes: bool = False) -> None:
+        """`volumes`: also its ones without a name."""
+        await self._json(calls.remove(name, force=force, volumes=volumes))
 
     async def start(self, name: str) -> None:
         await self._json(calls.start(name))

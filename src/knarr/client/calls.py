@@ -74,6 +74,10 @@ def image_path(name: str, tail: str = "") -> str:
     return f"/images/{quote(name)}{tail}"
 
 
+def volume_path(name: str) -> str:
+    return f"/volumes/{quote(name)}"
+
+
 # the system
 
 
@@ -149,6 +153,29 @@ def prune_images(*, unused: bool) -> Call:
     return _post("/images/prune", {"all": unused})
 
 
+# volumes
+
+
+def create_volume(name: str, labels: Mapping[str, str], driver: str) -> Call:
+    return _post("/volumes", {"name": name, "labels": dict(labels), "driver": driver})
+
+
+def volumes() -> Call:
+    return Call("GET", "/volumes")
+
+
+def volume(name: str) -> Call:
+    return Call("GET", volume_path(name))
+
+
+def remove_volume(name: str) -> Call:
+    return Call("DELETE", volume_path(name))
+
+
+def prune_volumes(*, unused: bool) -> Call:
+    return _post("/volumes/prune", query={"all": unused})
+
+
 # workloads
 
 
@@ -172,8 +199,8 @@ def inspect(name: str) -> Call:
     return Call("GET", workload_path(name))
 
 
-def remove(name: str, *, force: bool) -> Call:
-    return Call("DELETE", workload_path(name), {"force": force})
+def remove(name: str, *, force: bool, volumes: bool) -> Call:
+    return Call("DELETE", workload_path(name), {"force": force, "volumes": volumes})
 
 
 def start(name: str) -> Call:

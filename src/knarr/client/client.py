@@ -251,6 +251,25 @@ class Client(ImageCalls):
 
     # workloads
 
+    def create_volume(
+        self, name: str = "", *, labels: Mapping[str, str] | None = None, driver: str = "local"
+    ) -> Document:
+        """An empty name makes one without."""
+        return self._json(calls.create_volume(name, labels or {}, driver))  # type: ignore[no-any-return]
+
+    def volumes(self) -> list[Summary]:
+        return self._json(calls.volumes())  # type: ignore[no-any-return]
+
+    def volume(self, name: str) -> Document:
+        return self._json(calls.volume(name))  # type: ignore[no-any-return]
+
+    def remove_volume(self, name: str) -> None:
+        self._json(calls.remove_volume(name))
+
+    def prune_volumes(self, *, unused: bool = False) -> Document:
+        """`unused`: also those with a name."""
+        return self._json(calls.prune_volumes(unused=unused))  # type: ignore[no-any-return]
+
     def create(self, spec: WorkloadSpec | Mapping[str, Any]) -> Created:
         return self._json(calls.create(spec))  # type: ignore[no-any-return]
 
@@ -268,8 +287,9 @@ class Client(ImageCalls):
     def inspect(self, name: str) -> Document:
         return self._json(calls.inspect(name))  # type: ignore[no-any-return]
 
-    def remove(self, name: str, *, force: bool = False) -> None:
-        self._json(calls.remove(name, force=force))
+    def remove(self, name: str, *, force: bool = False, volumes: bool = False) -> None:
+        """`volumes`: also its ones without a name."""
+        self._json(calls.remove(name, force=force, volumes=volumes))
 
     def start(self, name: str) -> None:
         self._json(calls.start(name))

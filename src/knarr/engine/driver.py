@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from knarr.keeper.link import KeeperLink
     from knarr.kernel.facts import HostFacts
     from knarr.model.resource import Attachment, Image
-    from knarr.model.workload import ExecSpec, PortMapping, Process, WorkloadSpec
+    from knarr.model.workload import ExecSpec, Mount, PortMapping, Process, WorkloadSpec
 
 STDOUT = 1
 STDERR = 2
@@ -47,6 +47,8 @@ class Workload:
     hostname: str
     dir: str
     """ROOT/workloads/<id>; exists from create to remove"""
+    mounts: tuple[Mount, ...] = ()
+    """the spec's with the volumes' folders as sources"""
     created: int
     """nanoseconds since the epoch, as all times here"""
     status: Status = Status.CREATED

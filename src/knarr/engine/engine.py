@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from knarr.engine.lifecycle import Lifecycle
     from knarr.engine.streams import Streams, Terminal
     from knarr.engine.system import System
+    from knarr.engine.volumes import Volumes
     from knarr.keeper.link import KeeperLink
     from knarr.model.resource import Image
     from knarr.networks.manager import NetworkManager
@@ -56,6 +57,7 @@ class Engine:
     system: System
     keeper: KeeperLink
     networks: NetworkManager
+    volumes: Volumes
     capabilities: Callable[[Security], tuple[str, ...]]
     """`containers.plan.capabilities_for`"""
 
@@ -64,6 +66,11 @@ class Engine:
     async def create(self, spec: WorkloadSpec) -> Workload:
         """Raises `NotFound` (image), `Invalid`, `Unsupported`, `Conflict` (name)."""
         w = self._draft(spec)
+        with self.volumes.claimed(w):
+            await self._make(w)
+        return w
+
+    async def _make(self, w: Workload) -> None:
         async with AsyncExitStack() as undo:
             os.mkdir(w.dir, 0o700)
             undo.push_async_callback(self.life.delete_folder, w.dir)
@@ -71,10 +78,10 @@ class Engine:
             driver = self.life.driver(w)
             await driver.prepare(w)
             undo.push_async_callback(driver.remove, w)
+            await self.volumes.prepare(w)
             self.life.insert(w)
+            self.table.add(Entry(w))
             undo.pop_all()
-        self.table.add(Entry(w))
-        return w
 
     def plan(self, spec: WorkloadSpec) -> tuple[str, ...]:
         """The steps that a start would take; nothing is made."""
@@ -85,6 +92,7 @@ class Engine:
         driver = self._driver(spec)
         spec = validate.spec(spec)
         image = self.images.get(spec.image)
+        spec = self.volumes.complete(spec, image)
         workload_id = names.new_id()
         hostname = spec.hostname or self._default_hostname(spec, workload_id)
         process = merge.merge(spec, image.config, hostname, self.capabilities(spec.security))
@@ -98,6 +106,7 @@ class Engine:
             process=process,
             hostname=hostname,
             dir=self.state.workload(workload_id),
+            mounts=self.volumes.resolve(spec.mounts),
             created=time.time_ns(),
             warnings=warnings,
         )
@@ -181,8 +190,8 @@ class Engine:
     async def restart(self, text: str, timeout: float | None) -> None:
         await acts.restart(self.life, self.find(text), timeout)
 
-    async def remove(self, text: str, *, force: bool) -> None:
-        await self.life.remove(self.find(text), force=force)
+    async def remove(self, text: str, *, force: bool, volumes: bool = False) -> None:
+        await self.life.remove(self.find(text), force=force, volumes=volumes)
 
     async def prune(self) -> list[str]:
         """Remove what does not run; the ids."""

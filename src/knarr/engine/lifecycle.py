@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from knarr.engine.driver import Driver, Workload
     from knarr.engine.table import Entry, Table
+    from knarr.engine.volumes import Volumes
     from knarr.keeper.link import KeeperLink
     from knarr.model.workload import Isolation
     from knarr.store.db import Database
@@ -46,7 +47,9 @@ class Lifecycle:
         db: Database,
         log: events.EventLog,
         drivers: dict[Isolation, Driver],
+        *,
         keeper: KeeperLink,
+        volumes: Volumes,
     ) -> None:
         self.table = table
         self.drivers = drivers
@@ -54,6 +57,7 @@ class Lifecycle:
         self._db = db
         self._events = log
         self._keeper = keeper
+        self._volumes = volumes
         self._tasks: set[asyncio.Task[None]] = set()
 
     def driver(self, w: Workload) -> Driver:
@@ -90,7 +94,7 @@ class Lifecycle:
                 return
             before = w.status
             move(w.name, w.status, Status.STARTING)
-            mounts.require_sources(w.spec.mounts)
+            mounts.require_sources(w.mounts)
             w.status = Status.STARTING
             w.exit_code, w.oom_killed, w.error, w.private = 0, False, "", {}
             entry.drained = None
@@ -228,8 +232,8 @@ class Lifecycle:
 
     # removal
 
-    async def remove(self, entry: Entry, *, force: bool = False) -> None:
-        """Raises `Conflict` for a running one without `force`."""
+    async def remove(self, entry: Entry, *, force: bool = False, volumes: bool = False) -> None:
+        """Raises `Conflict` for a running one without `force`. `volumes`: also its ones without a name."""
         await self._end_for_removal(entry, force=force)
         async with entry.lock:
             w = entry.w
@@ -246,6 +250,8 @@ class Lifecycle:
             entry.tell_removal()
             self._events.publish(event)
         await self.delete_folder(w.dir)
+        if volumes or w.spec.auto_remove:
+            await self._volumes.release(w)
 
     async def _end_for_removal(self, entry: Entry, *, force: bool) -> None:
         async with entry.lock:

@@ -15,7 +15,7 @@ from knarr.engine.driver import Workload
 # msgspec reads the hints when the decoders are made, so these are no type-checking imports
 from knarr.model.resource import Attachment, Image
 from knarr.model.state import Status
-from knarr.model.workload import PortMapping, Process, WorkloadSpec
+from knarr.model.workload import Mount, PortMapping, Process, WorkloadSpec
 
 
 @dataclass(kw_only=True, slots=True)
@@ -26,6 +26,7 @@ class _Fixed:
     hostname: str
     created: int
     warnings: tuple[str, ...] = ()
+    mounts: tuple[Mount, ...] = ()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,6 +57,7 @@ def encode_fixed(w: Workload) -> bytes:
             hostname=w.hostname,
             created=w.created,
             warnings=w.warnings,
+            mounts=w.mounts,
         )
     )
 
@@ -89,6 +91,8 @@ def decode(workload_id: str, name: str, folder: str, fixed: bytes, state: bytes)
         process=f.process,
         hostname=f.hostname,
         dir=folder,
+        # records of before the volumes have none: then the spec's are all there is
+        mounts=f.mounts or f.spec.mounts,
         created=f.created,
         warnings=f.warnings,
         status=s.status,

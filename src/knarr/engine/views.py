@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from knarr.model import codec, names
 from knarr.model.errors import Invalid
 from knarr.model.state import Status
+from knarr.model.workload import MountKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,9 +45,23 @@ def inspect(w: Workload) -> dict[str, Any]:
         "process": codec.to_json(w.process),
         "network": codec.to_json(w.attachment) if w.attachment else None,
         "spec": codec.to_json(w.spec),
+        "mounts": [_mount(w, index) for index in range(len(w.mounts))],
         "warnings": list(w.warnings),
         "driver": w.private,
         "folder": w.dir,
+    }
+
+
+def _mount(w: Workload, index: int) -> dict[str, Any]:
+    """A volume has a name besides the folder it is."""
+    wanted, mount = w.spec.mounts[index], w.mounts[index]
+    name = wanted.source if wanted.kind is MountKind.VOLUME else None
+    return {
+        "kind": mount.kind.value,
+        "name": name or "",
+        "source": mount.source or "",
+        "target": mount.target,
+        "read_only": mount.read_only,
     }
 
 

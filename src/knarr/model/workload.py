@@ -23,14 +23,18 @@ class MountKind(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mount:
-    """One `-v`, `--mount` or `--tmpfs`. `source` is an absolute host path for binds, None for tmpfs."""
+    """One `-v`, `--mount` or `--tmpfs`. `source` is an absolute host path for binds, a name for
+    volumes (None makes one without), None for tmpfs.
+    """
 
     kind: MountKind
     target: str
     source: str | None = None
     read_only: bool = False
     options: tuple[str, ...] = ()
-    """tmpfs: `size=…`, `mode=…`, `noexec` …; bind: a propagation such as `rprivate`, `rslave`."""
+    """tmpfs: `size=…`, `mode=…`, `noexec` …; bind: a propagation such as `rprivate`, `rslave`;
+    volume: `nocopy`
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +115,8 @@ class WorkloadSpec:
     init: bool = False
     read_only: bool = False
     mounts: tuple[Mount, ...] = ()
+    volumes_from: tuple[str, ...] = ()
+    """`WORKLOAD[:ro]`: the binds and volumes of that one too"""
     ports: tuple[PortMapping, ...] = ()
     network: NetworkMode = NetworkMode.BRIDGE
     resources: Resources = field(default_factory=Resources)

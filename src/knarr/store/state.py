@@ -12,7 +12,7 @@ import secrets
 from knarr.model.errors import Conflict, Denied, Failed, Invalid
 
 FORMAT = 1
-_FOLDERS = ("images", "kernels", "jails", "workloads")
+_FOLDERS = ("images", "kernels", "jails", "workloads", "volumes")
 _RUN_FOLDERS = ("images", "dns")
 
 
@@ -40,6 +40,10 @@ class StateDir:
     @property
     def images(self) -> str:
         return os.path.join(self.root, "images", "default")
+
+    @property
+    def volumes(self) -> str:
+        return os.path.join(self.root, "volumes")
 
     @property
     def workloads(self) -> str:

@@ -1,6 +1,6 @@
 """Mounts that a user asks for, checked before anything is made: targets, sources, options.
 
-Out of scope: mounting (`kernel.steps`, the guest's agent) and named volumes, which are not there yet.
+Out of scope: mounting (`kernel.steps`, the guest's agent) and the volumes behind the names (`volumes.store`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import os
 import posixpath
 import re
 
-from knarr.model.errors import Invalid, Unsupported
+from knarr.model.errors import Invalid
 from knarr.model.workload import Mount, MountKind
+from knarr.volumes.store import check_name
 
 _PROPAGATION = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave"})
 _FLAGS = frozenset({"noexec", "exec", "nosuid", "suid", "nodev", "dev", "ro", "rw", "noatime", "relatime"})
@@ -33,7 +34,7 @@ def check(mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
 def _check(mount: Mount) -> Mount:
     target = _target(mount.target)
     if mount.kind is MountKind.VOLUME:
-        raise Unsupported("named volumes are not there yet", hint="use a folder: -v /absolute/path:/target")
+        return _volume(mount, target)
     if mount.kind is MountKind.TMPFS:
         return _tmpfs(mount, target)
     return _bind(mount, target)
@@ -56,6 +57,15 @@ def _tmpfs(mount: Mount, target: str) -> Mount:
             raise Invalid(
                 f"tmpfs option {option!r} is unknown", hint="size=, mode=, uid=, gid=, noexec, exec …"
             )
+    return dataclasses.replace(mount, target=target)
+
+
+def _volume(mount: Mount, target: str) -> Mount:
+    if mount.source is not None:
+        check_name(mount.source)
+    for option in mount.options:
+        if option != "nocopy":
+            raise Invalid(f"volume option {option!r} is unknown", hint="nocopy")
     return dataclasses.replace(mount, target=target)
 
 

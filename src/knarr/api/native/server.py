@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from knarr.api import http
-from knarr.api.native import archives, images, imagetools, streams, system, workloads
+from knarr.api.native import archives, images, imagetools, streams, system, volumes, workloads
 from knarr.api.native.routes import Call, Route, decode_body, parse_query
 from knarr.model.errors import Invalid, NotFound
 
@@ -27,6 +27,7 @@ ROUTES: tuple[Route, ...] = (
     *imagetools.ROUTES,
     *images.ROUTES,
     *workloads.ROUTES,
+    *volumes.ROUTES,
     *streams.ROUTES,
     *archives.ROUTES,
 )

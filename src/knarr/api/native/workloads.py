@@ -44,7 +44,7 @@ async def inspect(call: Call) -> dict[str, Any]:
 
 
 async def remove(call: Call) -> dict[str, Any]:
-    await call.engine.remove(call.name, force=call.query["force"])
+    await call.engine.remove(call.name, force=call.query["force"], volumes=call.query["volumes"])
     return {}
 
 
@@ -132,7 +132,10 @@ ROUTES = (
         path=_ONE,
         act=remove,
         text="Remove a workload",
-        query=(Param(name="force", kind="bool", text="kill it first", default=False),),
+        query=(
+            Param(name="force", kind="bool", text="kill it first", default=False),
+            Param(name="volumes", kind="bool", text="its volumes without a name too", default=False),
+        ),
         errors=("not_found", "conflict"),
     ),
     Route(

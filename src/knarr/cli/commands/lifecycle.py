@@ -35,7 +35,7 @@ def kill(context: Context, a: Arguments) -> int:
 def rm(context: Context, a: Arguments) -> int:
     def remove(name: str) -> None:
         try:
-            context.client.remove(name, force=a.force)
+            context.client.remove(name, force=a.force, volumes=a.volumes)
         except NotFound:
             if not a.force:
                 raise

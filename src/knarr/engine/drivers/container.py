@@ -70,7 +70,7 @@ class ContainerDriver:
             rootfs=w.image.rootfs,
             process=w.process,
             hostname=w.hostname,
-            mounts=w.spec.mounts,
+            mounts=w.mounts,
             read_only=w.spec.read_only,
             network=w.spec.network,
             resources=w.spec.resources,

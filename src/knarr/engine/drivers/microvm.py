@@ -132,7 +132,7 @@ class MicrovmDriver:
             hostname=w.hostname,
             capability_mask=caps.mask(process.capabilities),
             seccomp=_filter(process),
-            mounts=w.spec.mounts,
+            mounts=w.mounts,
             folders=binds,
             read_only=w.spec.read_only,
             privileged=w.spec.security.privileged,
@@ -153,7 +153,7 @@ class MicrovmDriver:
             undo.callback(self._let_go, w)
             if tap is not None:
                 undo.callback(os.close, tap)
-            binds = await vm_boot.stat_binds(w.spec.mounts)
+            binds = await vm_boot.stat_binds(w.mounts)
             guest = self._guest(w, folders.guest_folders(binds))
             machine = plan.MachineInput(
                 kernel=kernel,
