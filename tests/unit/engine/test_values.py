@@ -54,6 +54,7 @@ def workload(number: int = 1, **fields) -> Workload:
         "process": Process(args=("sh", "-c", "é\udcff"), env=("A=b",)),
         "hostname": "h",
         "dir": "/w",
+        "mounts": spec.mounts,
         "created": number,
     }
     return Workload(**{**given, **fields})
