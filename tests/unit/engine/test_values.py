@@ -8,7 +8,7 @@ from knarr.engine import records, validate, views
 from knarr.engine.driver import Workload
 from knarr.engine.events import EventLog
 from knarr.engine.table import Entry, Table
-from knarr.model.errors import Conflict, Invalid, NotFound, Unsupported
+from knarr.model.errors import Conflict, Invalid, NotFound
 from knarr.model.resource import Attachment, Image, ImageConfig, RootFs
 from knarr.model.state import Status
 from knarr.model.workload import (
@@ -172,7 +172,7 @@ BAD = [
         {"mounts": (Mount(kind=MountKind.TMPFS, target="/a"), Mount(kind=MountKind.TMPFS, target="//a/"))},
         Invalid,
     ),
-    ({"mounts": (Mount(kind=MountKind.VOLUME, target="/a", source="v"),)}, Unsupported),
+    ({"mounts": (Mount(kind=MountKind.VOLUME, target="/a", source="../v"),)}, Invalid),
 ]
 
 
