@@ -219,6 +219,8 @@ int main(void)
 		if (open("/dev/null", O_RDWR) > 2)
 			break;
 	load_modules("/boot/modules.early");
+	/* the ports take a while to appear: the disks' drivers are loaded in that time */
+	load_modules("/boot/modules.late");
 	control = wait_port("control", O_RDWR | O_NONBLOCK);
 	status_port = wait_port("status", O_WRONLY);
 	loop(children);

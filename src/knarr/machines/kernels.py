@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 PACKAGES = {"x86_64": "linux-image-cloud-amd64", "aarch64": "linux-image-cloud-arm64"}
 _REAL_PACKAGE = re.compile(r"\b(linux-image-[0-9][A-Za-z0-9.+-]*)")
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
+_SIGNED = b"~Module signature appended~\n"
+_SIGNATURE = struct.Struct(">5B3xI")
+_FORM = 2
+"""of the initramfs; to be raised when this file builds another one from the same agent"""
 _EARLY = ("virtio_mmio", "virtio_console")
 _LATE = ("virtio_blk", "erofs", "overlay", "ext4")
 _NET = ("virtio_net",)
@@ -118,7 +123,7 @@ class KernelStore:
         folder = os.path.join(self._folder, version)
         with open(self._agent, "rb") as file:
             agent = file.read()
-        path = os.path.join(folder, f"initramfs-{hashlib.sha256(agent).hexdigest()[:12]}.cpio")
+        path = os.path.join(folder, f"initramfs-{_FORM}-{hashlib.sha256(agent).hexdigest()[:12]}.cpio")
         if not os.path.exists(path):
             _write(path, initramfs.build(agent, _read_groups(folder)))
         return GuestKernel(version=version, vmlinux=os.path.join(folder, "vmlinux"), initramfs=path)
@@ -240,7 +245,19 @@ def _module_name(file_name: str) -> str:
 
 def _read_module(path: str) -> bytes:
     with open(path, "rb") as file:
-        return vmlinux.decompress(file.read())
+        return lighten(vmlinux.decompress(file.read()))
+
+
+def lighten(module: bytes) -> bytes:
+    """Without signature and type information, which an emulated CPU takes long to check and parse.
+
+    Nothing is lost: package and folder are the daemon's own, and no BPF program in the guest asks for types.
+    """
+    if module.endswith(_SIGNED):
+        end = len(module) - len(_SIGNED)
+        *_, signer, key, signature = _SIGNATURE.unpack(module[end - _SIGNATURE.size : end])
+        module = module[: end - _SIGNATURE.size - signature - signer - key]
+    return module.replace(b"\0.BTF\0", b"\0.btf\0")
 
 
 def _write_group(target: str, group: str, files: dict[str, bytes]) -> None:

@@ -116,3 +116,11 @@ def test_the_initramfs_is_a_newc_archive():
     assert names["init"] == b"agent"
     assert names["m/b.ko"] == b"two"
     assert names["modules.early"] == b"/boot/m/a.ko\n"
+
+
+def test_modules_lose_signature_and_types():
+    body = b"\x7fELF code \0.text\0.BTF\0.data\0"
+    trailer = struct.pack(">5B3xI", 0, 0, 2, 3, 4, 10)
+    signed = body + b"s" * 10 + b"kkk" + b"iiii" + trailer + b"~Module signature appended~\n"
+    assert kernels.lighten(signed) == body.replace(b".BTF", b".btf")
+    assert kernels.lighten(b"plain") == b"plain"

@@ -81,7 +81,6 @@ static void on_start(struct request *q)
 	workload.op = 'x';
 	set_clock(request_number(q, "time", 0));
 	seed_random(request_next(q, "seed", &at));
-	load_modules("/boot/modules.late");
 	if (request_number(q, "folders", 0))
 		load_modules("/boot/modules.folders");
 	if (mount_disks(&step) < 0)

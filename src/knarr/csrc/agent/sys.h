@@ -206,11 +206,14 @@ static int set_up_network(struct request *q)
 static int set_limits(struct request *q)
 {
 	static const char *const files[][2] = { { "memory", "memory.max" }, { "swap", "memory.swap.max" },
-		{ "cpu", "cpu.max" }, { "pids", "pids.max" }, { "cpuset", "cpuset.cpus" } };
+		{ "cpu", "cpu.max" }, { "pids", "pids.max" } };
+	enum { CPU_LIMIT = 2 };
 	for (unsigned i = 0; i < sizeof files / sizeof *files; i++) {
 		const char *value = request_text(q, files[i][0]);
 		char path[128];
 		snprintf(path, sizeof path, CGROUP "/%s", files[i][1]);
+		if (value && i == CPU_LIMIT)
+			write_file("/sys/fs/cgroup/cgroup.subtree_control", "+cpu");
 		if (value && write_file(path, value) < 0 && errno != ENOENT)
 			return -1;
 	}
@@ -221,9 +224,9 @@ static int set_up_cgroup(struct request *q)
 {
 	if (mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, "") < 0 && errno != EBUSY)
 		return -1;
-	const char *controllers[] = { "+memory", "+cpu", "+pids", "+cpuset", "+io" };
-	for (unsigned i = 0; i < sizeof controllers / sizeof *controllers; i++)
-		write_file("/sys/fs/cgroup/cgroup.subtree_control", controllers[i]);
+	/* one write, for each costs a grace period; +cpu comes with its first limit */
+	if (write_file("/sys/fs/cgroup/cgroup.subtree_control", "+memory +pids +io") < 0)
+		return -1;
 	if (mkdir(CGROUP, 0755) < 0 && errno != EEXIST)
 		return -1;
 	return set_limits(q);
