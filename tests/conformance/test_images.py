@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pathlib
+import random
+import signal
 import tarfile
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -81,3 +85,67 @@ def test_export_refusals(wall: Wall, box: str) -> None:
     assert "no-such-box" in wall.knarr("export", "no-such-box").err
     code, shown = wall.on_terminal("export", box)
     assert (code, "standard output is a terminal" in shown) == (1, True)
+
+
+_LOOK = """
+cat /new; stat -c '%a %u %g %h' /new; readlink /new-soft; cat /srv/deep/x; ls /home; cat /home/own
+test ! -e /etc/group && echo gone; grep -q localhost /etc/hosts && echo 1; echo "$COLOUR $WHO"; pwd
+"""
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("running", [True, False])
+def test_commit(wall: Wall, running: bool) -> None:
+    script = "i=0; " + _CHANGES + "while :; do i=$((i+1)); echo $i; sleep 0.05; done"
+    with wall.box("sh", "-c", script, opts=("-e", "COLOUR=red", "-w", "/srv")) as name:
+        eventually(lambda: wall.exec(name, "cat", "/home/own").out == "h\n")
+        if not running:
+            wall.knarr("kill", name, check=True)
+            wall.knarr("wait", name, check=True)
+        changes = ("-c", 'CMD ["sh", "-c", "echo made"]', "-c", "ENV WHO=me", "-c", "USER root")
+        made = wall.knarr(
+            "commit", "-a", "tester", "-m", "because", *changes, name, "made/of-it:1", check=True
+        )
+        if running:
+            before = len(wall.knarr("logs", name).lines)
+            eventually(lambda: len(wall.knarr("logs", name).lines) > before, what="output after the commit")
+            assert wall.exec(name, "cat", "/new").out == "new\n"
+    try:
+        found = wall.knarr("image", "inspect", "--format", "{{.id}} {{.references}}", "made/of-it:1").out
+        assert made.out.strip() in found
+        look = ("run", "--rm", "--isolation", wall.isolation, "made/of-it:1")
+        assert wall.knarr(*look).out == "made\n"
+        assert wall.knarr(*look, "sh", "-c", _LOOK).lines == [
+            "new", "4750 12 34 2", "new", "x", "own", "h", "gone", "1", "red me", "/srv",
+        ]  # fmt: skip
+    finally:
+        wall.knarr("rmi", "made/of-it:1", check=True)
+
+
+def test_commit_refusals(wall: Wall, box: str) -> None:
+    wrong = wall.knarr("commit", "-c", "RUN true", box, "made/never:1")
+    assert (wrong.code, "no instruction that a commit takes" in wrong.err) == (1, True)
+    assert "no-such-box" in wall.knarr("commit", "no-such-box").err
+    assert wall.knarr("commit", box, "UPPER case").code == 1
+    assert "made/never" not in wall.knarr("images").out
+
+
+def test_commit_killed_at_any_moment(wall: Wall) -> None:
+    """The workload goes on, nothing is left in the store, and the next try succeeds."""
+    script = "dd if=/dev/urandom of=/big bs=1M count=24 2>/dev/null; i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done"
+    folder = pathlib.Path(wall.instance.root, "images/default")
+    with wall.box("sh", "-c", script) as name:
+        eventually(lambda: wall.knarr("logs", name).lines)
+        for _ in range(4):
+            process = wall.instance.popen("commit", name, "made/killed:1", stdout=-1, stderr=-1)
+            time.sleep(0.1 + random.random() * 0.5)
+            status = json.loads(wall.knarr("daemon", "status", "--format", "json", check=True).out)
+            os.kill(status["pid"], signal.SIGKILL)
+            process.communicate(timeout=60)
+            before = len(eventually(lambda: wall.knarr("logs", name).lines))
+            eventually(lambda n=before: len(wall.knarr("logs", name).lines) > n, what="output after the kill")
+            assert not [one for one in os.listdir(folder / "tmp") if one.startswith("tmp")]
+        wall.knarr("commit", name, "made/killed:1", check=True)
+        wall.knarr("rmi", "made/killed:1", check=True)
+        lines = wall.knarr("logs", name).lines
+        assert lines == [str(number) for number in range(1, len(lines) + 1)]

@@ -31,6 +31,7 @@ VERBS: dict[str, str] = {
     "attach": "attach.ATTACH",
     "cp": "copy.CP",
     "export": "imagetools.EXPORT",
+    "commit": "imagetools.COMMIT",
     "inspect": "listing.INSPECT",
     "stats": "stats.STATS",
     "events": "events.EVENTS",

@@ -256,6 +256,12 @@ class AsyncClient:
     ) -> AsyncIterator[Document]:
         return self._progress(calls.bootstrap(distribution, include, reference))
 
+    def commit(
+        self, name: str, *, reference: str | None = None, **wanted: Any
+    ) -> AsyncIterator[Document]:
+        """A new image of a workload's files; `author`, `message`, `changes`, `pause` as `Client.commit`."""
+        return self._progress(calls.commit(name, {"reference": reference, **wanted}))
+
     async def export(self, name: str) -> AsyncIterator[bytes]:
         """A tar of a workload's whole root, without what is mounted in it."""
         async with _Exchange(self.run, calls.export(name)) as exchange:

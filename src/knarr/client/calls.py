@@ -285,6 +285,10 @@ def get_archive(name: str, path: str) -> Call:
     return Call("GET", workload_path(name, "/archive"), {"path": path})
 
 
+def commit(name: str, wanted: Mapping[str, Any]) -> Call:
+    return _post(workload_path(name, "/commit"), dict(wanted))
+
+
 def export(name: str) -> Call:
     return Call("GET", workload_path(name, "/export"))
 

@@ -11,10 +11,29 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from knarr.client.shapes import Document
+
 
 class ImageCalls:
     def _raw(self, call: calls.Call) -> Iterator[bytes]:
         raise NotImplementedError
+
+    def _progress(self, call: calls.Call) -> Iterator[Document]:
+        raise NotImplementedError
+
+    def commit(
+        self,
+        name: str,
+        *,
+        reference: str | None = None,
+        author: str = "",
+        message: str = "",
+        changes: Iterable[str] = (),
+        pause: bool = True,
+    ) -> Iterator[Document]:
+        """A new image of a workload's files; `changes` are instructions such as `CMD ["sh"]`."""
+        wanted = {"reference": reference, "author": author, "message": message, "pause": pause}
+        return self._progress(calls.commit(name, {**wanted, "changes": list(changes)}))
 
     def export(self, name: str) -> Iterator[bytes]:
         """A tar of a workload's whole root, without what is mounted in it."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from knarr.engine import records
+from knarr.engine.commits import STILL
 from knarr.engine.network import names
 from knarr.engine.table import Entry
 from knarr.model.errors import KnarrError
@@ -94,6 +95,9 @@ async def _take_up(engine: Engine, entry: Entry, pid: int) -> None:
     try:
         driver = engine.life.driver(w)
         await driver.adopt(w)
+        if w.private.pop(STILL, None):
+            await driver.freeze(w, frozen=False)
+            engine.life.save(w)
         if w.status is Status.PAUSED:
             # the record is written before the act: the daemon may have died in between
             await driver.freeze(w, frozen=True)

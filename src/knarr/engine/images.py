@@ -126,6 +126,10 @@ class Images:
 
         return self._run("bootstrap", work)
 
+    def derive(self, action: str, work: Callable[[Job], list[Image]]) -> AsyncIterator[dict[str, Any]]:
+        """Images made of what is here: progress, then the images."""
+        return self._run(action, work)
+
     async def _spool(self, body: AsyncIterator[bytes]) -> str:
         """An archive is read more than once, so it goes to disk first, in our own folder."""
         fd, path = tempfile.mkstemp(prefix="incoming-", dir=self._folder)

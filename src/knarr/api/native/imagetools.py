@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from knarr.api import http
 from knarr.api.native.routes import Call, Route
+from knarr.engine import commits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 TAR = "application/x-tar"
+LINES = "application/x-ndjson"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +68,21 @@ async def export(call: Call) -> web.StreamResponse:
     return response
 
 
+async def commit(call: Call) -> web.StreamResponse:
+    return await http.send_lines(call.request, commits.run(call.engine, call.name, call.body))
+
+
 ROUTES = (
+    Route(
+        method="POST",
+        path="/v1/workloads/{name}/commit",
+        act=commit,
+        cancels=True,
+        text="A new image of a workload's files, held still while they are copied",
+        body=commits.CommitRequest,
+        gives=LINES,
+        errors=("not_found", "conflict"),
+    ),
     Route(
         method="GET",
         path="/v1/workloads/{name}/export",

@@ -1,9 +1,9 @@
-"""`save`, `export`: what is done with images that are here, and what workloads leave as archives."""
+"""`save`, `export`, `commit`: archives and images out of images and workloads."""
 
 from __future__ import annotations
 
-from knarr.cli import output
-from knarr.cli.context import Context
+from knarr.cli import output, progress
+from knarr.cli.context import Context, say
 from knarr.cli.options import Arguments, Command, Option
 
 
@@ -15,6 +15,20 @@ def save(context: Context, a: Arguments) -> int:
 
 def export(context: Context, a: Arguments) -> int:
     output.write(a.output or "", lambda: context.client.export(a.operands[0]))
+    return 0
+
+
+def commit(context: Context, a: Arguments) -> int:
+    name, *reference = a.operands
+    lines = context.client.commit(
+        name,
+        reference=reference[0] if reference else None,
+        author=a.author or "",
+        message=a.message or "",
+        changes=a.change,
+        pause=a.pause if "pause" in a.given else True,
+    )
+    say(str(progress.show(lines, quiet=True).get("id", "")))
     return 0
 
 
@@ -42,4 +56,18 @@ EXPORT = Command(
     (OUTPUT,),
     complete="workload",
     notes="What is mounted in it stays out. knarr import makes an image of it.",
+)
+COMMIT = Command(
+    commit,
+    "make an image of what a workload changed in its files",
+    "NAME [IMAGE[:TAG]]",
+    (
+        Option("-a --author", "who made it", value="TEXT"),
+        Option("-m --message", "a comment for the history", value="TEXT"),
+        Option("-c --change", "a Dockerfile instruction for the image's config", value="TEXT", many=True),
+        Option("-p --pause", "hold the workload while its files are copied (true)"),
+    ),
+    complete="workload",
+    notes="What is mounted in it stays out. Instructions: CMD ENTRYPOINT ENV EXPOSE HEALTHCHECK LABEL "
+    "ONBUILD STOPSIGNAL USER VOLUME WORKDIR.",
 )
