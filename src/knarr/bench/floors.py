@@ -86,8 +86,8 @@ def kernel_floor(*words: str) -> Iterator[Subject]:
 
 
 @contextlib.contextmanager
-def runc(tree: str) -> Iterator[Subject | None]:
-    """`runc run` of `true` in the same tree with its own namespaces; None where runc isn't installed."""
+def runc_bundle(tree: str, *words: str) -> Iterator[tuple[str, str] | None]:
+    """(runc, a bundle's folder) for `words` in the tree; None where runc isn't installed."""
     binary = shutil.which("runc")
     if binary is None:
         yield None
@@ -98,8 +98,19 @@ def runc(tree: str) -> Iterator[Subject | None]:
         with open(path, encoding="utf-8") as file:
             config = json.load(file)
         config["root"] = {"path": tree, "readonly": True}
-        config["process"] |= {"terminal": False, "args": ["/bin/true"]}
+        config["process"] |= {"terminal": False, "args": list(words)}
         with open(path, "w", encoding="utf-8") as file:
             json.dump(config, file)
-        words = (binary, "--root", f"{bundle}/state", "run", "-b", bundle, f"knarr-bench-{os.getpid()}")
+        yield binary, bundle
+
+
+@contextlib.contextmanager
+def runc(tree: str) -> Iterator[Subject | None]:
+    """`runc run` of `true` in the same tree with its own namespaces; None where runc isn't installed."""
+    with runc_bundle(tree, "/bin/true") as bundle:
+        if bundle is None:
+            yield None
+            return
+        binary, folder = bundle
+        words = (binary, "--root", f"{folder}/state", "run", "-b", folder, f"knarr-bench-{os.getpid()}")
         yield Subject(name="runc", sample=lambda: timed(lambda: run_tool(*words)))

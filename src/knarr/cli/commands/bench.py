@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-GROUPS = ("start", "images")
+GROUPS = ("start", "images", "throughput", "density", "exec", "logs")
 _SOURCE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 _PROGRAM = """
 import json, sys
@@ -50,6 +50,7 @@ def bench(context: Context, a: Arguments) -> NoReturn:
         "run_folder": context.run,
         "as_json": a.json,
         "samples": None if a.samples is None else whole("--samples", a.samples),
+        "count": None if a.count is None else whole("--count", a.count),
         "raw_path": a.raw and os.path.abspath(a.raw),
         "walls": a.isolation,
     }
@@ -60,10 +61,11 @@ def bench(context: Context, a: Arguments) -> NoReturn:
 BENCH = Command(
     bench,
     "measure this engine beside its peers and the kernel's floor",
-    "start|images",
+    "|".join(GROUPS),
     (
         Option("--json", "one JSON line per figure"),
         Option("--samples", "how often each is measured", value="NUMBER"),
+        Option("--count", "how many containers density and a burst have", value="NUMBER"),
         Option("--raw", "write every sample into this file", value="FILE", complete="file"),
         Option("--isolation", "only these walls", value="WALL", many=True, choices=("container", "microvm")),
     ),

@@ -1,0 +1,80 @@
+"""`knarr bench throughput`: whole lives a second by parallel clients, and a burst of starts all at once."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from knarr.bench import image
+from knarr.bench.measure import Figure, Report
+from knarr.bench.start import spec, through_api
+from knarr.client.aio import AsyncClient
+from knarr.client.client import Client
+from knarr.model.workload import Isolation
+
+CLIENTS = (2, 4, 8)
+LIVES = 400
+"""of each number of clients"""
+BURST = 500
+WALL = Isolation.CONTAINER
+
+
+def sustained(client: Client, count: int, lives: int) -> float:
+    """Lives (create, start, wait, remove) a second of `count` clients, each with a connection of its own."""
+
+    def one(share: int) -> None:
+        with Client(client.root, client.run) as own:
+            for _ in range(share):
+                through_api(own, WALL)
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(one, [lives // count] * count))
+    return lives // count * count / (time.perf_counter() - started)
+
+
+async def _life(client: AsyncClient, latencies: list[float]) -> None:
+    begun = time.perf_counter()
+    name = (await client.create(spec(WALL, "true")))["id"]
+    try:
+        await client.start(name)
+        latencies.append((time.perf_counter() - begun) * 1e3)
+        await client.wait(name)
+    finally:
+        await client.remove(name, force=True)
+
+
+async def _burst(run: str, count: int) -> list[float]:
+    latencies: list[float] = []
+    client = AsyncClient(run)
+    await asyncio.gather(*(_life(client, latencies) for _ in range(count)))
+    return latencies
+
+
+def burst(client: Client, report: Report, count: int) -> None:
+    """`count` at the same moment: how long each waits until its program runs."""
+    started = time.perf_counter()
+    latencies = sorted(asyncio.run(_burst(client.run, count)))
+    took = time.perf_counter() - started
+    half = statistics.median(latencies)
+    last = latencies[int(len(latencies) * 0.99)]
+    name = f"throughput.burst{count}"
+    samples = tuple(latencies)
+    report.add(Figure(name=f"{name}.p50", value=half, unit="ms", samples=samples))
+    report.add(
+        Figure(name=f"{name}.p99", value=last, unit="ms", peer="p50", peer_value=half, samples=samples)
+    )
+    report.add(Figure(name=f"{name}.rate", value=count / took, unit="1/s"))
+
+
+def run(client: Client, report: Report, *, count: int | None) -> None:
+    """The whole group; `count` is the burst's size."""
+    image.ensure(client)
+    report.say(f"bench throughput: {LIVES} lives by {', '.join(map(str, CLIENTS))} clients, then a burst")
+    through_api(client, WALL)
+    for number in CLIENTS:
+        rate = sustained(client, number, LIVES)
+        report.add(Figure(name=f"throughput.clients{number}", value=rate, unit="1/s"))
+    burst(client, report, count or BURST)
