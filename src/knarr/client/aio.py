@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from knarr.client.shapes import Condition, Created, Document, PathStat, PlanSteps, Summary, WaitResult
-    from knarr.model.workload import ExecSpec, WorkloadSpec
+    from knarr.model.workload import ExecSpec, Update, WorkloadSpec
 
     Pieces = Iterable[bytes] | AsyncIterable[bytes]
 
@@ -340,6 +340,21 @@ class AsyncClient:
 
     async def restart(self, name: str, *, timeout: float | None = None) -> None:
         await self._json(calls.restart(name, timeout=timeout))
+
+    async def rename(self, name: str, to: str) -> None:
+        await self._json(calls.rename(name, to))
+
+    async def update(self, name: str, wanted: Update | Mapping[str, Any]) -> None:
+        """Limits: `memory`, `cpus`, `cpuset`, `pids`."""
+        await self._json(calls.update(name, wanted))
+
+    async def top(self, name: str, options: str = "") -> Document:
+        """`{titles, processes}`; `options` as for ps."""
+        return await self._json(calls.top(name, options))  # type: ignore[no-any-return]
+
+    async def changes(self, name: str) -> list[dict[str, str]]:
+        """`{kind, path}` each; kind is A, C or D."""
+        return await self._json(calls.changes(name))  # type: ignore[no-any-return]
 
     async def pause(self, name: str) -> None:
         await self._json(calls.pause(name))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
-    from knarr.model.workload import ExecSpec, WorkloadSpec
+    from knarr.model.workload import ExecSpec, Update, WorkloadSpec
 
     Body = bytes | Iterable[bytes] | None
     Json = dict[str, Any]
@@ -57,7 +57,7 @@ def post(path: str, value: object = None) -> Call:
     return _post(path, value)
 
 
-def _plain(spec: WorkloadSpec | ExecSpec | Mapping[str, Any]) -> Any:
+def _plain(spec: WorkloadSpec | ExecSpec | Update | Mapping[str, Any]) -> Any:
     """A spec as JSON values; the codec is only loaded for callers who have dataclasses."""
     if isinstance(spec, dict):
         return spec
@@ -217,6 +217,22 @@ def kill(name: str, signal: str) -> Call:
 
 def restart(name: str, *, timeout: float | None) -> Call:
     return _post(workload_path(name, "/restart"), query={"timeout": timeout})
+
+
+def rename(name: str, to: str) -> Call:
+    return _post(workload_path(name, "/rename"), query={"to": to})
+
+
+def update(name: str, wanted: Update | Mapping[str, Any]) -> Call:
+    return _post(workload_path(name, "/update"), _plain(wanted))
+
+
+def top(name: str, options: str) -> Call:
+    return Call("GET", workload_path(name, "/top"), {"options": options})
+
+
+def changes(name: str) -> Call:
+    return Call("GET", workload_path(name, "/changes"))
 
 
 def pause(name: str) -> Call:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from knarr.client.shapes import Condition, Created, Document, PathStat, PlanSteps, Summary, WaitResult
-    from knarr.model.workload import ExecSpec, WorkloadSpec
+    from knarr.model.workload import ExecSpec, Update, WorkloadSpec
 
 
 class Session:
@@ -302,6 +302,21 @@ class Client(ImageCalls):
 
     def restart(self, name: str, *, timeout: float | None = None) -> None:
         self._json(calls.restart(name, timeout=timeout))
+
+    def rename(self, name: str, to: str) -> None:
+        self._json(calls.rename(name, to))
+
+    def update(self, name: str, wanted: Update | Mapping[str, Any]) -> None:
+        """Limits: `memory`, `cpus`, `cpuset`, `pids`."""
+        self._json(calls.update(name, wanted))
+
+    def top(self, name: str, options: str = "") -> Document:
+        """`{titles, processes}`; `options` as for ps."""
+        return self._json(calls.top(name, options))  # type: ignore[no-any-return]
+
+    def changes(self, name: str) -> list[dict[str, str]]:
+        """`{kind, path}` each; kind is A, C or D."""
+        return self._json(calls.changes(name))  # type: ignore[no-any-return]
 
     def pause(self, name: str) -> None:
         self._json(calls.pause(name))

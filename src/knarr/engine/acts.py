@@ -1,18 +1,22 @@
-"""What can be done with a workload besides starting and ending it: pause, restart.
+"""What can be done with a workload besides starting and ending it: pause, restart, rename, update.
 
 Functions over `engine.lifecycle`, one per verb, each under the workload's lock.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
+from knarr.engine import validate
+from knarr.kernel import relimit
 from knarr.model.errors import Conflict
 from knarr.model.state import Status, move
 
 if TYPE_CHECKING:
     from knarr.engine.lifecycle import Lifecycle
     from knarr.engine.table import Entry
+    from knarr.model.workload import Update
 
 
 async def pause(life: Lifecycle, entry: Entry) -> None:
@@ -47,3 +51,32 @@ async def restart(life: Lifecycle, entry: Entry, timeout: float | None) -> None:
     finally:
         entry.staying -= 1
     life.emit(entry.w, "restart", {})
+
+
+async def rename(life: Lifecycle, entry: Entry, name: str) -> None:
+    async with entry.lock:
+        w = entry.w
+        if life.table.has_name(name):
+            raise Conflict(f"the name {name!r} is in use", hint="choose another or remove that one")
+        old, spec = w.name, w.spec
+        w.name, w.spec = name, dataclasses.replace(spec, name=name)
+        try:
+            life.rewrite(w, "rename", {"old_name": old})
+        except BaseException:
+            w.name, w.spec = old, spec
+            raise
+        life.table.rename(entry, old)
+
+
+async def update(life: Lifecycle, entry: Entry, wanted: Update) -> None:
+    """In force at once for one that runs; else from its next start on."""
+    async with entry.lock:
+        w = entry.w
+        resources = relimit.merged(w.spec.resources, wanted.memory, wanted.cpus, wanted.cpuset, wanted.pids)
+        spec = validate.spec(dataclasses.replace(w.spec, resources=resources))
+        driver = life.driver(w)
+        driver.check(spec, w.image)
+        if w.status.running and resources != w.spec.resources:
+            await driver.update(w, resources)
+        w.spec = spec
+        life.rewrite(w, "update")

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from knarr.images.store import ImageStore
     from knarr.keeper.holder import HolderClient
     from knarr.keeper.link import KeeperLink
+    from knarr.kernel.changes import Change
     from knarr.kernel.facts import HostFacts
+    from knarr.kernel.proctable import Proc
     from knarr.model.resource import Attachment, Image
-    from knarr.model.workload import ExecSpec, Mount, PortMapping, Process, WorkloadSpec
+    from knarr.model.workload import ExecSpec, Mount, PortMapping, Process, Resources, WorkloadSpec
 
 STDOUT = 1
 STDERR = 2
@@ -227,6 +229,15 @@ class Driver(Protocol):
 
     async def freeze(self, w: Workload, *, frozen: bool) -> None:
         """Stop every process of the workload where it is, or let them go on; repeating it is harmless."""
+
+    async def top(self, w: Workload) -> tuple[float, tuple[Proc, ...]]:
+        """Seconds since the kernel's start, and the processes inside."""
+
+    async def update(self, w: Workload, resources: Resources) -> None:
+        """New limits for one that runs, in force at return or, with an error, not at all."""
+
+    async def changes(self, w: Workload) -> list[Change]:
+        """What the writable layer says, running or not."""
 
     async def exec(
         self, w: Workload, spec: ExecSpec, process: Process, *, detach: bool = False

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from knarr.engine import acts, merge, validate, views
+from knarr.engine import acts, changes, merge, network, processes, validate, views
 from knarr.engine.driver import Provisioner, Workload
 from knarr.engine.jobs import Job
 from knarr.engine.streams import ExecTerminal
@@ -21,7 +21,7 @@ from knarr.engine.table import Entry, Table
 from knarr.model import names
 from knarr.model.errors import Conflict, Invalid, KnarrError, NotFound, Unsupported
 from knarr.model.state import Status
-from knarr.model.workload import ExecSpec, Isolation, NetworkMode, Security, WorkloadSpec
+from knarr.model.workload import ExecSpec, Isolation, NetworkMode, Security, Update, WorkloadSpec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -189,6 +189,27 @@ class Engine:
 
     async def restart(self, text: str, timeout: float | None) -> None:
         await acts.restart(self.life, self.find(text), timeout)
+
+    async def rename(self, text: str, name: str) -> None:
+        """It is found and resolved by the new name from now on."""
+        entry = self.find(text)
+        await acts.rename(self.life, entry, names.check_name(name))
+        w = entry.w
+        if w.status.alive and w.attachment is not None and w.spec.network is NetworkMode.BRIDGE:
+            self.networks.set_names(w.id, network.names(w), w.attachment.address)
+
+    async def update(self, text: str, wanted: Update) -> None:
+        await acts.update(self.life, self.find(text), wanted)
+
+    async def top(self, text: str, options: str) -> dict[str, Any]:
+        processes.columns(options)
+        w = self._running(text).w
+        now, found = await self.life.driver(w).top(w)
+        return processes.table(found, now, options)
+
+    async def changes(self, text: str) -> list[dict[str, str]]:
+        w = self.find(text).w
+        return changes.present(await self.life.driver(w).changes(w))
 
     async def remove(self, text: str, *, force: bool, volumes: bool = False) -> None:
         await self.life.remove(self.find(text), force=force, volumes=volumes)

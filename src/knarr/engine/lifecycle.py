@@ -77,6 +77,13 @@ class Lifecycle:
         self._db.update(w.id, records.encode_state(w), events.row(event))
         self._events.publish(event)
 
+    def rewrite(self, w: Workload, action: str, attributes: dict[str, str] | None = None) -> None:
+        """Name and spec as well. Raises `Conflict` when another has the name."""
+        event = self._events.make("workload", action, w.id, {**_attributes(w), **(attributes or {})})
+        fixed, state = records.encode_fixed(w), records.encode_state(w)
+        self._db.replace(w.id, w.name, fixed, state, events.row(event))
+        self._events.publish(event)
+
     def insert(self, w: Workload) -> None:
         event = self._events.make("workload", "create", w.id, _attributes(w))
         self._db.insert(w.id, w.name, records.encode_fixed(w), records.encode_state(w), events.row(event))

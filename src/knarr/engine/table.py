@@ -83,6 +83,11 @@ class Table:
         self._by_id.pop(entry.w.id, None)
         self._by_name.pop(entry.w.name, None)
 
+    def rename(self, entry: Entry, old: str) -> None:
+        """The entry has its new name already."""
+        self._by_name.pop(old, None)
+        self._by_name[entry.w.name] = entry
+
     def has_name(self, name: str) -> bool:
         return name in self._by_name
 

@@ -132,6 +132,20 @@ class WorkloadSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Update:
+    """Everything of `knarr update`. None = as it is."""
+
+    memory: int | None = None
+    """bytes; 0 = no limit"""
+    cpus: float | None = None
+    """0 = no limit"""
+    cpuset: str | None = None
+    """empty = all"""
+    pids: int | None = None
+    """-1 = no limit"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ExecSpec:
     """Everything of `knarr exec`."""
 

@@ -74,14 +74,24 @@ class Database:
                 self._db.execute("INSERT INTO workloads VALUES(?,?,?,?)", (workload_id, name, spec, state))
                 self._add(events)
         except sqlite3.IntegrityError as error:
-            raise Conflict(
-                f"the name {name!r} is in use", hint="choose another or remove that one"
-            ) from error
+            raise _taken(name) from error
 
     def update(self, workload_id: str, state: bytes, *events: EventRow) -> None:
         with _Transaction(self._db):
             self._db.execute("UPDATE workloads SET state=? WHERE id=?", (state, workload_id))
             self._add(events)
+
+    def replace(self, workload_id: str, name: str, spec: bytes, state: bytes, *events: EventRow) -> None:
+        """Also what else never changes. Raises `Conflict` when the name is taken."""
+        try:
+            with _Transaction(self._db):
+                self._db.execute(
+                    "UPDATE workloads SET name=?, spec=?, state=? WHERE id=?",
+                    (name, spec, state, workload_id),
+                )
+                self._add(events)
+        except sqlite3.IntegrityError as error:
+            raise _taken(name) from error
 
     def delete(self, workload_id: str, *events: EventRow) -> None:
         with _Transaction(self._db):
@@ -117,6 +127,10 @@ class Database:
             self._db.execute(
                 "DELETE FROM events WHERE seq <= (SELECT max(seq) FROM events) - ?", (EVENTS_KEPT,)
             )
+
+
+def _taken(name: str) -> Conflict:
+    return Conflict(f"the name {name!r} is in use", hint="choose another or remove that one")
 
 
 class _Transaction:

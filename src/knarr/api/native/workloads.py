@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from knarr.api import http
 from knarr.api.native.routes import Call, Param, Route
 from knarr.model.errors import Invalid
-from knarr.model.workload import WorkloadSpec
+from knarr.model.workload import Update, WorkloadSpec
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -76,6 +76,24 @@ async def unpause(call: Call) -> dict[str, Any]:
 async def restart(call: Call) -> dict[str, Any]:
     await call.engine.restart(call.name, call.query["timeout"])
     return {}
+
+
+async def rename(call: Call) -> dict[str, Any]:
+    await call.engine.rename(call.name, call.query["to"])
+    return {}
+
+
+async def update(call: Call) -> dict[str, Any]:
+    await call.engine.update(call.name, call.body)
+    return {}
+
+
+async def top(call: Call) -> dict[str, Any]:
+    return await call.engine.top(call.name, call.query["options"])
+
+
+async def changes(call: Call) -> list[dict[str, str]]:
+    return await call.engine.changes(call.name)
 
 
 async def wait(call: Call) -> dict[str, Any]:
@@ -191,6 +209,37 @@ ROUTES = (
         act=unpause,
         text="Let frozen processes go on",
         errors=("not_found", "conflict", "failed"),
+    ),
+    Route(
+        method="POST",
+        path=_ONE + "/rename",
+        act=rename,
+        text="Give it another name",
+        query=(Param(name="to", kind="str", text="the new name", required=True),),
+        errors=("not_found", "conflict"),
+    ),
+    Route(
+        method="POST",
+        path=_ONE + "/update",
+        act=update,
+        text="Change limits, at once if it runs",
+        body=Update,
+        errors=("not_found", "unsupported", "failed"),
+    ),
+    Route(
+        method="GET",
+        path=_ONE + "/top",
+        act=top,
+        text="Its processes, pids as they are inside",
+        query=(Param(name="options", kind="str", text="of ps: -ef, or -o with columns", default=""),),
+        errors=("not_found", "conflict", "unsupported"),
+    ),
+    Route(
+        method="GET",
+        path=_ONE + "/changes",
+        act=changes,
+        text="What differs from the image: A added, C changed, D deleted",
+        errors=("not_found", "failed"),
     ),
     Route(
         method="POST",

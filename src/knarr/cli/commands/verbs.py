@@ -1,10 +1,16 @@
-"""`pause unpause restart`: a running workload frozen, gone on with, begun anew."""
+"""`pause unpause restart rename update top diff`."""
 
 from __future__ import annotations
 
-from knarr.cli.context import Context, each
+from knarr.cli import tables
+from knarr.cli.context import Context, each, printable, say
 from knarr.cli.options import Arguments, Command, Option
 from knarr.cli.spec import whole
+from knarr.model.errors import Invalid
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def pause(context: Context, a: Arguments) -> int:
@@ -20,6 +26,70 @@ def restart(context: Context, a: Arguments) -> int:
     return each(a.operands, lambda name: context.client.restart(name, timeout=seconds))
 
 
+def rename(context: Context, a: Arguments) -> int:
+    context.client.rename(a.operands[0], a.operands[1])
+    return 0
+
+
+def update(context: Context, a: Arguments) -> int:
+    wanted = changes_wanted(a)
+    if not wanted:
+        raise Invalid("update: nothing to change is named", hint="such as --memory 512m")
+    return each(a.operands, lambda name: context.client.update(name, wanted))
+
+
+def changes_wanted(a: Arguments) -> dict[str, Any]:
+    """Only what was said. 0, and -1 for processes, take a limit back."""
+    from knarr.model import units
+
+    wanted: dict[str, Any] = {}
+    if a.memory is not None:
+        wanted["memory"] = 0 if a.memory in ("0", "-1") else units.parse_bytes(a.memory)
+    if a.cpus is not None:
+        wanted["cpus"] = 0.0 if a.cpus in ("0", "-1") else units.parse_cpus(a.cpus)
+    if a.cpuset_cpus is not None:
+        wanted["cpuset"] = a.cpuset_cpus
+    if a.pids_limit is not None:
+        wanted["pids"] = whole("--pids-limit", a.pids_limit) or -1
+    return wanted
+
+
+def top(context: Context, a: Arguments) -> int:
+    found = context.client.top(a.operands[0], " ".join(a.operands[1:]))
+    say(tables.table(found["titles"], found["processes"]))
+    return 0
+
+
+def diff(context: Context, a: Arguments) -> int:
+    for item in context.client.changes(a.operands[0]):
+        say(f"{item['kind']} {printable(item['path'])}")
+    return 0
+
+
+RENAME = Command(rename, "give a workload another name", "WORKLOAD NAME", complete="workload")
+UPDATE = Command(
+    update,
+    "change limits of workloads, at once if they run",
+    "WORKLOAD [WORKLOAD...]",
+    (
+        Option("-m --memory", "memory limit; 0 is none", value="SIZE"),
+        Option("--cpus", "CPU limit; 0 is none", value="NUMBER"),
+        Option("--cpuset-cpus", "CPUs it may use; empty is all", value="LIST"),
+        Option("--pids-limit", "limit of processes; -1 is none", value="NUMBER"),
+    ),
+    complete="workload",
+)
+TOP = Command(
+    top,
+    "list the processes of a workload",
+    "WORKLOAD [PS-OPTION...]",
+    intermixed=False,
+    complete="workload",
+    notes="Pids are those inside. Options of ps: -ef, or -o with columns such as pid,user,rss,args.",
+)
+DIFF = Command(
+    diff, "list what a workload added (A), changed (C) or deleted (D)", "WORKLOAD", complete="workload"
+)
 PAUSE = Command(
     pause, "freeze all processes of workloads where they are", "WORKLOAD [WORKLOAD...]", complete="workload"
 )

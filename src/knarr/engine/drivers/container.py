@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import tempfile
 from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +21,20 @@ from knarr.engine.drivers.failures import start_failure
 from knarr.engine.drivers.pipes import set_size
 from knarr.engine.drivers.stdin import StdinTable
 from knarr.keeper.link import KeeperError
-from knarr.kernel import cgroups
+from knarr.kernel import cgroups, changes, proctable, relimit
 from knarr.model import names, state
-from knarr.model.errors import Conflict, Failed
+from knarr.model.errors import Conflict, Failed, Unsupported
 from knarr.model.workload import NetworkMode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from knarr.engine.driver import ExecSession, Stdin
+    from knarr.kernel.changes import Change
     from knarr.kernel.plan import Plan
+    from knarr.kernel.proctable import Proc
     from knarr.model.resource import Image
-    from knarr.model.workload import ExecSpec, Process, WorkloadSpec
+    from knarr.model.workload import ExecSpec, Process, Resources, WorkloadSpec
 
 
 class ContainerDriver:
@@ -143,6 +146,43 @@ class ContainerDriver:
             raise Failed(
                 f"workload {w.name!r} can't be frozen: {error}", hint="is a freezer cgroup mounted?"
             ) from error
+
+    async def top(self, w: Workload) -> tuple[float, tuple[Proc, ...]]:
+        found = []
+        for pid in cgroups.pids(self._groups(w)):
+            text = proctable.read(pid)
+            if text is not None and (process := proctable.parse(pid, text)) is not None:
+                found.append(process)
+        return proctable.host_uptime(), tuple(found)
+
+    async def update(self, w: Workload, resources: Resources) -> None:
+        layout = self._s.facts.cgroups
+        if not layout.version:
+            raise Unsupported("container: this host has no control groups to hold limits")
+        try:
+            relimit.change(layout, self._groups(w), w.spec.resources, resources)
+        except OSError as error:
+            raise Failed(
+                f"workload {w.name!r}: {os.path.basename(error.filename or '')}: {error.strerror}",
+                hint="it may use more than that already",
+            ) from error
+
+    async def changes(self, w: Workload) -> list[Change]:
+        async with AsyncExitStack() as stack:
+            lower = await self._image_root(w, stack)
+            upper = os.open(os.path.join(w.dir, "upper"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, upper)
+            return await asyncio.to_thread(lambda: list(changes.read(upper, lower)))
+
+    async def _image_root(self, w: Workload, stack: AsyncExitStack) -> int:
+        """The image alone: under a writable layer that is empty."""
+        empty = stack.enter_context(tempfile.TemporaryDirectory(dir=w.dir, prefix="empty-"))
+        await self._s.keeper.mount(w.image.rootfs)
+        root = await self._s.keeper.root(tree_id=w.image.rootfs.tree_id, upper=empty)
+        stack.callback(os.close, root)
+        opened = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
+        stack.callback(os.close, opened)
+        return opened
 
     async def exec(
         self, w: Workload, spec: ExecSpec, process: Process, *, detach: bool = False

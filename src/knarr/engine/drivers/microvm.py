@@ -19,8 +19,8 @@ from knarr.engine.drivers import vm_boot
 from knarr.engine.drivers.failures import hint_of, hinted
 from knarr.engine.drivers.vm_idle import IdleMachines
 from knarr.engine.drivers.vm_streams import VmExec, VmStdinTable
-from knarr.kernel import caps, facts, seccomp
-from knarr.machines import accel, disks, folders, jail, plan, request, status, wire
+from knarr.kernel import caps, cgroups, changes, facts, proctable, relimit, seccomp
+from knarr.machines import accel, disks, folders, jail, launch, plan, request, status, wire
 from knarr.machines.agent import Agent, AgentGone
 from knarr.machines.kernels import GuestKernel, KernelStore
 from knarr.machines.plan import MachineInput
@@ -33,12 +33,15 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from knarr.engine.driver import ExecSession, Stdin
+    from knarr.kernel.changes import Change
+    from knarr.kernel.proctable import Proc
     from knarr.model.resource import Image
-    from knarr.model.workload import ExecSpec, WorkloadSpec
+    from knarr.model.workload import ExecSpec, Resources, WorkloadSpec
 
 T = TypeVar("T")
 _SILENCE = 5.0
 """seconds between SIGKILL to the workload inside and SIGKILL to a QEMU whose agent does nothing"""
+_CHANGES_MAX = 256 << 20
 _LAST_WORDS = 15.0
 """seconds that one gets whose workload has ended, for its last output"""
 _CONFIRM_PAUSES = (0.002, 0.005, 0.01, 0.02, 0.05)
@@ -177,6 +180,7 @@ class MicrovmDriver:
             )
             w.private.update(kernel=kernel.version, accel=chosen.kind, servers=len(binds), base=_sizes(log))
             w.private["memory"] = plan.memory_class(w.spec.resources.memory)
+            w.private["vcpus"] = plan.vcpus(w.spec.resources.cpus)
             self._s.save(w)
             w.exit_hook = lambda _status: not status.read(w.dir).began
             pid = await self._run(w, boot)
@@ -299,6 +303,41 @@ class MicrovmDriver:
     async def freeze(self, w: Workload, *, frozen: bool) -> None:
         """The guest's cgroup; the agent goes on, so that files can be copied and the machine be ended."""
         await self._agent(w).ask("freeze" if frozen else "thaw")
+
+    async def top(self, w: Workload) -> tuple[float, tuple[Proc, ...]]:
+        told = await self._agent(w).ask("top")
+        parsed = (proctable.parse(int(pid), text) for pid, text in told.items() if pid.isdecimal())
+        return proctable.uptime(told.get("uptime", b"")), tuple(item for item in parsed if item is not None)
+
+    async def update(self, w: Workload, resources: Resources) -> None:
+        """The guest's own cgroup, and the one around QEMU; what the machine was built with stays."""
+        size = int(w.private.get("memory", plan.memory_class(w.spec.resources.memory)))
+        if plan.memory_class(resources.memory) > size and resources.memory is not None:
+            raise Unsupported(
+                f"isolation microvm can't give a running machine of {size >> 20} MiB more memory",
+                hint="stop it, update it, start it",
+            )
+        if plan.vcpus(resources.cpus) > int(w.private.get("vcpus", plan.vcpus(w.spec.resources.cpus))):
+            raise Unsupported(
+                "isolation microvm can't give a running machine more virtual cpus",
+                hint="stop it, update it, start it",
+            )
+        await self._agent(w).ask("update", records=request.all_limit_records(resources))
+        layout = self._s.facts.cgroups
+        around = [launch.host_resources(size, item.cpus) for item in (w.spec.resources, resources)]
+        relimit.change(layout, cgroups.group_paths(layout, self._s.instance, w.id), around[0], around[1])
+
+    async def changes(self, w: Workload) -> list[Change]:
+        found = bytearray()
+
+        async def collect(data: bytes) -> None:
+            if len(found) > _CHANGES_MAX:
+                raise Failed(f"workload {w.name!r} has changed too many files to list")
+            found.extend(data)
+
+        async with self._files(w) as agent:
+            await _named(w, agent.archive("diff", "/", collect))
+        return changes.parse(bytes(found))
 
     async def exec(
         self, w: Workload, spec: ExecSpec, process: Process, *, detach: bool = False
