@@ -49,7 +49,9 @@ def test_a_group(instance, words, figures):
         matching = [line for key, line in found.items() if key == name or key.startswith(f"{name}.")]
         assert matching, sorted(found)
         assert {"value", "unit", "peer", "ratio", "n"} <= matching[0].keys()
-    left = subprocess.run((*instance, "ps", "-a", "-q"), capture_output=True, text=True, check=True, timeout=20)
+    left = subprocess.run(
+        (*instance, "ps", "-a", "-q"), capture_output=True, text=True, check=True, timeout=20
+    )
     assert left.stdout == ""
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-<<<<<<< ours
 import signal
 import sys
 
-from knarr.bench import images, start
-=======
 from knarr.bench import density, images, inside, logs, start, throughput
->>>>>>> theirs
 from knarr.bench.measure import Report
 from knarr.client.client import Client
 from knarr.model.errors import Invalid, Unsupported
@@ -32,15 +28,13 @@ def run(
     walls: tuple[Isolation, ...] = WALLS,
 ) -> None:
     """Run one group; figures go to standard output. Raises `KnarrError`."""
-<<<<<<< ours
-    if samples is not None and samples < 1:
-        raise Invalid(f"--samples {samples}: nothing to measure", hint="1 or more")
-    # asked to end, it takes back what it made
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-=======
+    for option, number in (("--samples", samples), ("--count", count)):
+        if number is not None and number < 1:
+            raise Invalid(f"{option} {number}: nothing to measure", hint="1 or more")
     if group in _CONTAINERS_ONLY and Isolation.CONTAINER not in walls:
         raise Unsupported(f"bench {group} measures containers only", hint="leave --isolation away")
->>>>>>> theirs
+    # asked to end, it takes back what it made
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     report = Report(as_json=as_json, raw_path=raw_path)
     with Client(root, run_folder) as client:
         if group == "start":
