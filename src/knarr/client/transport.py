@@ -71,7 +71,7 @@ def connect_or_start(root: str, run: str, *, start: bool) -> _socket.socket:
     return _wait_for_socket(root, run)
 
 
-def _wait_for_socket(root: str, run: str, patience: float = 20.0) -> _socket.socket:
+def _wait_for_socket(root: str, run: str, patience: float = 60.0) -> _socket.socket:
     deadline = time.monotonic() + patience
     pause = 0.005
     while True:
@@ -125,7 +125,22 @@ class Connection:
 
     def __init__(self, sock: _socket.socket) -> None:
         self.sock = sock
-        self.idle = True
+        self._idle = True
+
+    @property
+    def idle(self) -> bool:
+        """Fit for the next call: nothing under way, and the daemon has not hung up, as it does in time."""
+        if not self._idle or self.sock.fileno() < 0:
+            return False
+        import select
+
+        poll = select.poll()
+        poll.register(self.sock.fileno(), select.POLLIN)
+        return not poll.poll(0)
+
+    @idle.setter
+    def idle(self, value: bool) -> None:
+        self._idle = value
 
     def close(self) -> None:
         self.sock.close()
