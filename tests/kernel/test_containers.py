@@ -236,6 +236,14 @@ def test_nothing_is_mounted_over_proc(box, tmp_path, target):
     assert box.sh("true", mounts=mounts).failure is not None
 
 
+@pytest.mark.parametrize("kind", [MountKind.BIND, MountKind.TMPFS])
+def test_nothing_is_mounted_over_the_root(box, tmp_path, kind):
+    os.symlink("/", f"{box.dir}/upper/link")
+    source = str(tmp_path) if kind is MountKind.BIND else None
+    mounts = (Mount(kind=kind, source=source, target="/link"),)
+    assert "leads to the root" in box.sh("true", mounts=mounts).failure.message
+
+
 def test_file_on_folder_is_refused(box, tmp_path):
     (tmp_path / "f").write_text("x")
     mounts = (Mount(kind=MountKind.BIND, source=str(tmp_path / "f"), target="/tmp"),)

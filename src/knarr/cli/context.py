@@ -43,6 +43,13 @@ def printable(text: object) -> str:
     return str(text).translate(_CONTROLS)
 
 
+def say_safely(text: str) -> None:
+    """A line of the user's own form: exact in a pipe, without control characters on a terminal."""
+    if sys.stdout.isatty():
+        text = "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+    say(text)
+
+
 def say(text: str) -> None:
     """A line on stdout."""
     sys.stdout.write(text + "\n")

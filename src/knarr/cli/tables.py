@@ -5,7 +5,7 @@ Out of scope: the template language (`template`).
 
 from __future__ import annotations
 
-from knarr.cli.context import printable, say
+from knarr.cli.context import printable, say, say_safely
 from knarr.cli.options import Option
 
 TYPE_CHECKING = False
@@ -52,7 +52,7 @@ def _templated(rows: Sequence[Mapping[str, str]], style: str) -> None:
     lines = [compiled.render(row) for row in rows]
     if not with_heads:
         for line in lines:
-            say(line)
+            say_safely(line)
         return
     heads = [head(name) for name in compiled.fields()]
     split = [line.split("\t") for line in lines]
@@ -83,7 +83,7 @@ def document(value: Any, style: str | None) -> None:
 
     compiled = template.parse(str(style))
     for item in value if isinstance(value, list) else [value]:
-        say(compiled.render(item))
+        say_safely(compiled.render(item))
 
 
 def short(identity: str, *, full: bool) -> str:

@@ -211,6 +211,7 @@ class Tmpfs(Step):
             options[key] = value if equals else None
         target = paths.make_folders(context.fds["root"], self.target)
         try:
+            _refuse_root(context, target, self.target)
             _refuse_proc(context, target, self.target)
             if "mode" not in options:
                 options["mode"] = f"{stat.S_IMODE(os.fstat(target).st_mode):o}"
@@ -255,6 +256,7 @@ class Bind(Step):
         make = paths.make_folders if folder else paths.make_file
         target = make(context.fds["root"], self.target)
         try:
+            _refuse_root(context, target, self.target)
             if os.path.normpath(self.target) not in _PROC_FILES:
                 _refuse_proc(context, target, self.target)
             if stat.S_ISDIR(os.fstat(target).st_mode) != folder:
@@ -383,6 +385,12 @@ def plain_folder(root: int, path: str) -> None:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             raise OSError(error.errno, "the image's own entry there is not a plain folder", path) from error
         raise
+
+
+def _refuse_root(context: Context, target: int, path: str) -> None:
+    """A link of the image's may lead to `/`: execs would stand in the mount, the first process below it."""
+    if os.path.samestat(os.fstat(target), os.fstat(context.fds["root"])):
+        raise OSError(errno.EPERM, "the image's own link there leads to the root", path)
 
 
 def _refuse_proc(context: Context, target: int, path: str) -> None:

@@ -111,7 +111,7 @@ def test_before_the_marker_memory_stays_bounded():
     assert len(decoder._buffer) <= len(START)
 
 
-@pytest.mark.parametrize("text", [b"+1", b"0x1", b"1" * 30, b"one", b"--1"])
+@pytest.mark.parametrize("text", [b"+1", b"0x1", b"1" * 20, b"one", b"--1"])
 def test_numbers_of_a_guest_are_plain_decimals(text):
     with pytest.raises(Failed):
         wire.number({"code": text}, "code")
