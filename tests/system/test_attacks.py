@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -270,3 +271,15 @@ def test_a_run_folder_that_others_may_write_to_is_refused(tmp_path):
     assert done.returncode != 0
     assert "others may write" in done.stderr
     assert list(run_folder.iterdir()) == []
+
+
+@pytest.mark.vm
+def test_a_guest_that_says_it_ended_and_runs_on_is_killed(instance, load):
+    name = instance.knarr(
+        "run", "-d", "--isolation", "microvm", "base:1", "sleep", "1000", check=True
+    ).out.strip()
+    found = json.loads(instance.knarr("inspect", name).out)[0]
+    with open(os.path.join(found["folder"], "vm-status"), "a", encoding="ascii") as file:
+        file.write("exit 0\n")
+    os.kill(found["pid"], signal.SIGSTOP)  # as an agent that answers nothing any more
+    assert instance.knarr("rm", "-f", name).code == 0
