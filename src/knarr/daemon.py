@@ -123,6 +123,7 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
     volumes = Volumes(VolumeStore(state.volumes), table, events, keeper)
     life = Lifecycle(table, db, events, drivers, keeper=keeper, volumes=volumes)
     keeper.on_exit = life.on_exit
+    images.unmount = keeper.unmount
     hello = await keeper.connect()
     stack.push_async_callback(keeper.close)
     services = Services(

@@ -149,3 +149,41 @@ def test_commit_killed_at_any_moment(wall: Wall) -> None:
         wall.knarr("rmi", "made/killed:1", check=True)
         lines = wall.knarr("logs", name).lines
         assert lines == [str(number) for number in range(1, len(lines) + 1)]
+
+
+@pytest.mark.smoke
+def test_an_image_that_comes_again_has_its_bytes(wall: Wall, tmp_path: pathlib.Path) -> None:
+    """Removed, its place in the pool is punched; a mount of before would read zeros."""
+    (tmp_path / "word").write_bytes(os.urandom(9000))
+    archive = tmp_path / "again.tar"
+    with wall.box() as name:
+        wall.knarr("cp", str(tmp_path / "word"), f"{name}:/word", check=True)
+        wall.knarr("commit", name, "made/again:1", check=True)
+    wall.knarr("save", "-o", str(archive), "made/again:1", check=True)
+    look = ("run", "--rm", "--isolation", wall.isolation, "made/again:1", "sha256sum", "/word")
+    seen = [wall.knarr(*look, check=True).out]
+    wall.knarr("rmi", "made/again:1", check=True)
+    # something else where it was
+    wall.knarr("load", "-i", str(archive), check=True)
+    seen.append(wall.knarr(*look, check=True).out)
+    wall.knarr("rmi", "made/again:1", check=True)
+    assert seen[0] == seen[1]
+
+
+def test_history_diff_and_df(wall: Wall) -> None:
+    with wall.box("sh", "-c", "echo hello > /hello; rm /etc/group; sleep 1000") as name:
+        eventually(lambda: wall.exec(name, "cat", "/hello").out)
+        wall.knarr("commit", "-m", "why not", name, "made/more:1", check=True)
+        table = wall.knarr("system", "df", check=True).lines
+        assert [line.split()[0] for line in table] == ["TYPE", "Images", "Workloads"]
+        assert name in wall.knarr("system", "df", "-v", check=True).out
+    newest = wall.knarr("image", "history", "--no-trunc", "made/more:1", check=True).lines[1]
+    assert "echo hello" in newest
+    assert "why not" in newest
+    assert wall.knarr("image", "diff", IMAGE, "made/more:1", check=True).lines == ["D /etc/group", "A /hello"]
+    rows = json.loads(wall.knarr("system", "df", "--format", "json", check=True).out)["images"]
+    mine = next(row for row in rows if row["references"] == ["docker.io/made/more:1"])
+    assert 0 < mine["unique"] < mine["shared"]
+    wall.knarr("rmi", "made/more:1", check=True)
+    assert "freed" in wall.knarr("image", "gc", check=True).out
+    assert "never:1" in wall.knarr("image", "diff", IMAGE, "never:1").err

@@ -46,6 +46,7 @@ VERBS: dict[str, str] = {
     "save": "imagetools.SAVE",
     "import": "fetch.IMPORT",
     "tag": "images.TAG",
+    "history": "imageinfo.HISTORY",
     "rmi": "images.RM",
     "info": "system.INFO",
     "bench": "bench.BENCH",
@@ -63,6 +64,9 @@ GROUPS: dict[str, tuple[str, dict[str, str]]] = {
             "rm": "images.RM",
             "prune": "images.PRUNE",
             "tag": "images.TAG",
+            "history": "imageinfo.HISTORY",
+            "diff": "imageinfo.DIFF",
+            "gc": "imageinfo.GC",
             "pull": "fetch.PULL",
             "load": "fetch.LOAD",
             "save": "imagetools.SAVE",
@@ -82,7 +86,7 @@ GROUPS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "system": (
         "the host and the engine: what they can do, what they use",
-        {"info": "system.INFO", "check": "system.CHECK", "df": "system.DF"},
+        {"info": "system.INFO", "check": "system.CHECK", "df": "imageinfo.DF"},
     ),
     "daemon": (
         "the engine's processes",

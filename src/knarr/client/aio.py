@@ -262,6 +262,18 @@ class AsyncClient:
         """A new image of a workload's files; `author`, `message`, `changes`, `pause` as `Client.commit`."""
         return self._progress(calls.commit(name, {"reference": reference, **wanted}))
 
+    async def history(self, name: str) -> list[Document]:
+        return await self._json(calls.image_history(name))  # type: ignore[no-any-return]
+
+    def image_diff(self, name: str, other: str) -> AsyncIterator[Document]:
+        return self._lines(calls.image_diff(name, other))
+
+    async def collect_images(self) -> Document:
+        return await self._json(calls.post("/images/gc"))  # type: ignore[no-any-return]
+
+    async def disk_usage(self) -> Document:
+        return await self._json(calls.disk_usage())  # type: ignore[no-any-return]
+
     async def export(self, name: str) -> AsyncIterator[bytes]:
         """A tar of a workload's whole root, without what is mounted in it."""
         async with _Exchange(self.run, calls.export(name)) as exchange:

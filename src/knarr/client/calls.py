@@ -301,6 +301,18 @@ def get_archive(name: str, path: str) -> Call:
     return Call("GET", workload_path(name, "/archive"), {"path": path})
 
 
+def image_history(name: str) -> Call:
+    return Call("GET", image_path(name, "/history"))
+
+
+def image_diff(name: str, other: str) -> Call:
+    return Call("GET", image_path(name, "/diff"), {"other": other})
+
+
+def disk_usage() -> Call:
+    return Call("GET", "/system/df")
+
+
 def commit(name: str, wanted: Mapping[str, Any]) -> Call:
     return _post(workload_path(name, "/commit"), dict(wanted))
 

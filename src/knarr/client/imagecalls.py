@@ -10,6 +10,7 @@ from knarr.client import calls
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import Any
 
     from knarr.client.shapes import Document
 
@@ -34,6 +35,27 @@ class ImageCalls:
         """A new image of a workload's files; `changes` are instructions such as `CMD ["sh"]`."""
         wanted = {"reference": reference, "author": author, "message": message, "pause": pause}
         return self._progress(calls.commit(name, {**wanted, "changes": list(changes)}))
+
+    def _json(self, call: calls.Call) -> Any:
+        raise NotImplementedError
+
+    def _lines(self, call: calls.Call) -> Iterator[Any]:
+        raise NotImplementedError
+
+    def history(self, name: str) -> list[Document]:
+        """Steps, newest first."""
+        return self._json(calls.image_history(name))  # type: ignore[no-any-return]
+
+    def image_diff(self, name: str, other: str) -> Iterator[Document]:
+        """`kind` (A, C, D), `path`, `size` of every file that differs."""
+        return self._lines(calls.image_diff(name, other))
+
+    def collect_images(self) -> Document:
+        """Give back what no image needs: `freed` bytes."""
+        return self._json(calls.post("/images/gc"))  # type: ignore[no-any-return]
+
+    def disk_usage(self) -> Document:
+        return self._json(calls.disk_usage())  # type: ignore[no-any-return]
 
     def export(self, name: str) -> Iterator[bytes]:
         """A tar of a workload's whole root, without what is mounted in it."""

@@ -19,13 +19,15 @@ from knarr.model import codec, names
 from knarr.model.errors import Failed, KnarrError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from knarr.engine.events import EventLog
     from knarr.images.store import ImageStore
     from knarr.model.resource import Image
 
 _JOBS = 4
+_INCOMING = "incoming-"
+"""archives on their way in; those that a dead daemon left go at the next start"""
 
 
 class Images:
@@ -34,6 +36,11 @@ class Images:
     def __init__(self, store: ImageStore, events: EventLog, folder: str) -> None:
         self.store = store
         self.tools = ImageTools(store)
+        self.unmount: Callable[[str], Awaitable[None]] | None = None
+        """the keeper's: takes a tree id"""
+        for name in os.listdir(folder):
+            if name.startswith(_INCOMING):
+                os.unlink(os.path.join(folder, name))
         self._events = events
         self._folder = folder
         """private; for archives on their way in and the bootstrap's cache"""
@@ -132,7 +139,7 @@ class Images:
 
     async def _spool(self, body: AsyncIterator[bytes]) -> str:
         """An archive is read more than once, so it goes to disk first, in our own folder."""
-        fd, path = tempfile.mkstemp(prefix="incoming-", dir=self._folder)
+        fd, path = tempfile.mkstemp(prefix=_INCOMING, dir=self._folder)
         loop = asyncio.get_running_loop()
         try:
             with os.fdopen(fd, "wb") as file:
@@ -162,12 +169,28 @@ class Images:
 
     async def remove(self, name: str, *, force: bool) -> list[str]:
         image = self.store.get(name)
+        before = self._trees()
         removed = await asyncio.to_thread(self.store.remove, name, force)
+        await self._let_go(before)
         self._events.emit("image", "delete", image.id, {"name": name})
         return list(removed)
 
+    def _trees(self) -> set[str]:
+        return {image.rootfs.tree_id for image in self.store.list()}
+
+    async def _let_go(self, before: set[str]) -> None:
+        """A mount would keep the removed tree's file on the disk."""
+        for tree_id in before - self._trees():
+            try:
+                if self.unmount is not None:
+                    await self.unmount(tree_id)
+            except (KnarrError, OSError):
+                continue  # in use by a copy that is ending, or the keeper is away: its next mount looks again
+
     async def prune(self, *, everything: bool, used: set[str]) -> Any:
+        before = self._trees()
         removed = await asyncio.to_thread(self.store.prune, everything, used)
+        await self._let_go(before)
         return codec.to_json(removed)
 
 

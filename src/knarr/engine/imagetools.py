@@ -6,9 +6,9 @@ Out of scope: how images come (`engine.images`), workloads.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from knarr.images import saving
+from knarr.images import compare, saving
 from knarr.model import names
 from knarr.model.errors import Invalid, KnarrError
 
@@ -38,6 +38,21 @@ class ImageTools:
             pieces = saving.archive(self._store, parts, docker=form == "docker-archive")
             async for piece in in_thread(pieces):
                 yield piece
+
+    async def history(self, name: str) -> list[dict[str, Any]]:
+        image = self._store.get(name)
+        return await asyncio.to_thread(compare.history, self._store, image)
+
+    async def diff(self, name: str, other: str) -> AsyncIterator[dict[str, Any]]:
+        images = self._store.get(name), self._store.get(other)
+        with self._store.held(images):
+            found = await asyncio.to_thread(compare.differences, self._store, *images)
+        for item in found:
+            yield {"kind": item.kind, "path": item.path, "size": item.size}
+
+    async def collect(self) -> int:
+        """The bytes given back."""
+        return await asyncio.to_thread(self._store.collect)
 
     def _parts(self, wanted: Sequence[str], chosen: Sequence[Image]) -> list[saving.Wanted]:
         """Every image once, with the names by which it was asked for."""

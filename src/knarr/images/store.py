@@ -204,6 +204,23 @@ class ImageStore:
             with self.lock, contextlib.suppress(OSError, sqlite3.Error):
                 self._collector.settle()
 
+    def blob_size(self, digest: str) -> int:
+        """0 for one that is not kept."""
+        return _size(self._blob_path(digest))
+
+    def collect(self) -> int:
+        """Give back all that no image needs; the bytes freed. Raises `Conflict` while images come in."""
+        with self.lock, _translated():
+            if self.pool.busy:
+                raise Conflict("images are being taken in or given out", hint="try again when that is done")
+            before = self._taken()
+            self._collector.recover()
+            return max(0, before - self._taken())
+
+    def _taken(self) -> int:
+        folders = (os.path.join(self.root, name) for name in ("blobs/sha256", "trees", "maps"))
+        return os.fstat(self.pool.fd).st_blocks * 512 + sum(map(_folder_size, folders))
+
     # --- for `ingest` -----------------------------------------------------------------------------
 
     @contextlib.contextmanager

@@ -15,7 +15,10 @@ class ImageMounts:
     def __init__(self, run: str) -> None:
         self._folder = os.path.join(run, "images")
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
-        self._mounted = {name for name in os.listdir(self._folder) if os.path.ismount(self.path(name))}
+        self._mounted: dict[str, tuple[int, int] | None] = {
+            name: None for name in os.listdir(self._folder) if os.path.ismount(self.path(name))
+        }
+        """tree id → the tree's file; None = mounted by a keeper before this one"""
 
     def path(self, tree_id: str) -> str:
         if not tree_id.isalnum():
@@ -23,19 +26,26 @@ class ImageMounts:
         return os.path.join(self._folder, tree_id)
 
     def mount(self, tree_id: str, tree: str, pool: str) -> None:
-        if tree_id in self._mounted:
-            return
         target = self.path(tree_id)
+        status = os.stat(tree)
+        found = (status.st_dev, status.st_ino)
+        if tree_id in self._mounted:
+            if self._mounted[tree_id] == found:
+                return
+            # an image that was removed and came again has its contents elsewhere in the pool; workloads on
+            # the old mount keep it by their own references
+            mounts.umount(target, mounts.UMOUNT_NOFOLLOW)
+            del self._mounted[tree_id]
         os.makedirs(target, mode=0o700, exist_ok=True)
         mounts.mount_erofs(tree, pool, target)
-        self._mounted.add(tree_id)
+        self._mounted[tree_id] = found
 
     def unmount(self, tree_id: str) -> None:
         target = self.path(tree_id)
         if tree_id not in self._mounted:
             return
         mounts.umount(target, mounts.UMOUNT_NOFOLLOW)
-        self._mounted.discard(tree_id)
+        del self._mounted[tree_id]
         os.rmdir(target)
 
     def used_by(self, request: bytes) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from knarr.api import http
-from knarr.api.native.routes import Call, Route
-from knarr.engine import commits
+from knarr.api.native.routes import Call, Param, Route
+from knarr.engine import commits, disk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -72,7 +72,50 @@ async def commit(call: Call) -> web.StreamResponse:
     return await http.send_lines(call.request, commits.run(call.engine, call.name, call.body))
 
 
+async def history(call: Call) -> list[dict[str, Any]]:
+    return await call.engine.images.tools.history(call.name)
+
+
+async def diff(call: Call) -> web.StreamResponse:
+    return await http.send_lines(call.request, call.engine.images.tools.diff(call.name, call.query["other"]))
+
+
+async def collect(call: Call) -> dict[str, Any]:
+    return {"freed": await call.engine.images.tools.collect()}
+
+
+async def disk_usage(call: Call) -> dict[str, Any]:
+    return await disk.usage(call.engine)
+
+
 ROUTES = (
+    Route(
+        method="GET", path="/v1/system/df", act=disk_usage, text="What images and workloads take on the disk"
+    ),
+    Route(
+        method="POST",
+        path="/v1/images/gc",
+        act=collect,
+        text="Give back what no image needs",
+        errors=("conflict",),
+    ),
+    Route(
+        method="GET",
+        path="/v1/images/{name:.+}/history",
+        act=history,
+        text="How an image was made, newest step first",
+        errors=("not_found",),
+    ),
+    Route(
+        method="GET",
+        path="/v1/images/{name:.+}/diff",
+        act=diff,
+        cancels=True,
+        text="Files that differ between two images, one JSON object a line",
+        query=(Param(name="other", kind="str", text="the second image", required=True),),
+        gives=LINES,
+        errors=("not_found",),
+    ),
     Route(
         method="POST",
         path="/v1/workloads/{name}/commit",

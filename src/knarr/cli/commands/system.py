@@ -1,4 +1,4 @@
-"""`version`, `system info`, `system check`, `system df`."""
+"""`version`, `system info`, `system check`."""
 
 from __future__ import annotations
 
@@ -140,28 +140,6 @@ def _folders(context: Context) -> Iterable[dict[str, Any]]:
         yield {"name": name, "ok": ok, "detail": detail, "remedy": remedy}
 
 
-def df(context: Context, a: Arguments) -> int:
-    found = context.client.system_info()
-    images = found.get("images") or {}
-    if a.format:
-        tables.document({"images": images, "workloads": found.get("workloads")}, a.format)
-        return 0
-    rows = [[label, format_bytes(int(images.get(key, 0)))] for key, label in _PARTS]
-    say(tables.table(("ON THE DISK", "SIZE"), rows))
-    workloads = found.get("workloads") or {}
-    say(f"images: {images.get('total', 0)}, with {images.get('contents', 0)} distinct files")
-    say(f"workloads: {workloads.get('total', 0)}, {workloads.get('running', 0)} running")
-    return 0
-
-
-_PARTS = (
-    ("distinct", "images together"),
-    ("pool", "  files' contents, each once"),
-    ("trees", "  trees"),
-    ("index", "  index"),
-    ("maps", "  maps for microVMs"),
-    ("blobs", "layers as pulled"),
-)
 VERSION = Command(version, "versions of the command line and the daemon", "", (FORMAT,))
 INFO = Command(info, "this host and this engine", "", (FORMAT,))
 CHECK = Command(
@@ -171,4 +149,3 @@ CHECK = Command(
     (Option("--format", "json", value="FORMAT", choices=("json", "table")),),
     notes="Exits with 1 when something is missing. Works without a daemon.",
 )
-DF = Command(df, "what images take on the disk", "", (FORMAT,))
