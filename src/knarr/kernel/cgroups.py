@@ -168,10 +168,12 @@ def create(folder: str) -> None:
         pass
 
 
-def write(path: str, value: str) -> None:
+def write(path: str, *values: str) -> None:
+    """Each value by a write of its own, as lists such as `devices.allow` want them."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, value.encode())
+        for value in values:
+            os.write(fd, value.encode())
     except OSError as error:
         error.filename = path
         raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import errno
 import fcntl
+import itertools
 import os
 import resource
 import socket
@@ -51,8 +52,8 @@ class CgroupCreate(Step):
             for group in self.groups:
                 self._make(group)
                 made.append(group)
-            for path, value in self.files:
-                cgroups.write(path, value)
+            for path, entries in itertools.groupby(self.files, key=lambda entry: entry[0]):
+                cgroups.write(path, *(value for _, value in entries))
             if self.descriptor:
                 context.fds["cgroup"] = _open_group(self.groups[0])
         except OSError:
