@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("knarr")
 _LOCK = "lock"
+_SERVED = "served"
 _KEEPALIVE = 75.0
 _PATIENCE = 3.0
 """seconds that requests under way get when the daemon is asked to end"""
@@ -77,22 +78,37 @@ async def serve(root: str, run: str) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    # `daemon stop --workloads` says so beforehand; until there is an engine nothing could begin again
+    loop.add_signal_handler(signal.SIGUSR1, lambda: None)
     async with AsyncExitStack() as stack:
         state = StateDir(root, run)
         holder = HolderClient(run)
         stack.callback(holder.close)
         _hold_lock(holder, state)
         engine = await _compose(stack, state, holder)
+        loop.add_signal_handler(signal.SIGUSR1, engine.life.restarts.halt)
         sock = listening(holder, run, "knarr.sock")
         os.chmod(os.path.join(run, "knarr.sock"), 0o660)
         await _listen(stack, engine, sock)
         _log.info("serving %s, %d workloads", state.run, len(engine.table))
         engine.events.emit("daemon", "start", state.instance, {})
+        if _first_to_serve(holder):
+            adopt.start_again(engine)
         # what lives now lives for ever: the collector need not look at it again
         gc.collect()
         gc.freeze()
         await stopped.wait()
         _log.info("ending")
+
+
+def _first_to_serve(holder: HolderClient) -> bool:
+    """No daemon of this holder's did before: not the daemon alone, the engine is new."""
+    served = holder.get(_SERVED)
+    fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) if served is None else served
+    if served is None:
+        holder.put(_SERVED, fd)
+    os.close(fd)
+    return served is None
 
 
 def _hold_lock(holder: HolderClient, state: StateDir) -> None:

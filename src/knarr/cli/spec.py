@@ -53,6 +53,7 @@ def workload(a: Arguments) -> Json:
         "security": security(a),
         "labels": labels(a.label, a.label_file),
         "auto_remove": a.rm,
+        "restart": restart(a.restart),
         "stop_signal": a.stop_signal,
         "stop_timeout": None if a.stop_timeout is None else whole("--stop-timeout", a.stop_timeout),
         "kernel": a.kernel and os.path.abspath(a.kernel),
@@ -127,6 +128,18 @@ def resources(a: Arguments) -> Json:
             "pids": pids if pids and pids > 0 else None,
         }
     )
+
+
+def restart(text: str | None) -> Json | None:
+    """`no`, `always`, `unless-stopped`, `on-failure[:NUMBER]`."""
+    if text is None:
+        return None
+    kind, colon, number = text.partition(":")
+    if kind not in ("no", "always", "unless-stopped", "on-failure"):
+        raise Invalid(
+            f"--restart: {text!r} is no policy", hint="no, always, unless-stopped, on-failure[:NUMBER]"
+        )
+    return {"kind": kind, **({"retries": whole("--restart", number)} if colon else {})}
 
 
 def rlimit(text: str) -> Json:

@@ -73,7 +73,8 @@ async def update(life: Lifecycle, entry: Entry, wanted: Update) -> None:
     async with entry.lock:
         w = entry.w
         resources = relimit.merged(w.spec.resources, wanted.memory, wanted.cpus, wanted.cpuset, wanted.pids)
-        spec = validate.spec(dataclasses.replace(w.spec, resources=resources))
+        policy = wanted.restart or w.spec.restart
+        spec = validate.spec(dataclasses.replace(w.spec, resources=resources, restart=policy))
         driver = life.driver(w)
         driver.check(spec, w.image)
         if w.status.running and resources != w.spec.resources:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from knarr.engine import records
+from knarr.engine import records, restarts
 from knarr.engine.commits import STILL
 from knarr.engine.network import names
 from knarr.engine.table import Entry
@@ -72,6 +72,9 @@ async def _settle(
         status, when = exits[w.id]
         w.status = Status.RUNNING if not w.status.alive and w.started == 0 else w.status
         await engine.life.ended(entry, status, when)
+    elif w.status is Status.RESTARTING or (w.status is Status.STARTING and w.restarts):
+        w.status = Status.RESTARTING
+        engine.life.restarts.resume(entry)
     elif w.status is Status.STARTING:
         # its start never reached the keeper: as if nobody had asked
         w.status = Status.EXITED if w.finished else Status.CREATED
@@ -83,6 +86,20 @@ async def _settle(
         await engine.life.ended(entry, EXIT_UNKNOWN, time.time_ns())
     elif w.status in (Status.REMOVING, Status.EXITED) and (w.spec.auto_remove or w.status is Status.REMOVING):
         engine.life.spawn(engine.life.remove(entry))
+
+
+def start_again(engine: Engine) -> None:
+    """An engine that was started anew, not only its daemon: policies hold over its end."""
+    for entry in engine.table:
+        if restarts.wanted_at_boot(entry.w):
+            engine.life.spawn(_start_quietly(engine, entry))
+
+
+async def _start_quietly(engine: Engine, entry: Entry) -> None:
+    try:
+        await engine.life.start(entry)
+    except (KnarrError, OSError) as error:
+        _log.warning("%s: start by its policy: %s", entry.w.name, error)
 
 
 async def _take_up(engine: Engine, entry: Entry, pid: int) -> None:

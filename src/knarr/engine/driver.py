@@ -60,6 +60,12 @@ class Workload:
     exit_code: int = 0
     oom_killed: bool = False
     error: str = ""
+    stopped: bool = False
+    """somebody asked for its last end, so that no policy starts it again"""
+    restarts: int = 0
+    """by its policy, since somebody started it"""
+    failures: int = 0
+    """ends in a row with another code than 0"""
     attachment: Attachment | None = None
     """kept after the end, so that a second start gets the same address when it is still free"""
     ports: tuple[PortMapping, ...] = ()

@@ -349,6 +349,7 @@ class Engine:
 
     async def close(self) -> None:
         """Nothing that runs is touched."""
+        self.life.restarts.halt()
         await asyncio.wait_for(self.life.settle(), 5)
 
 

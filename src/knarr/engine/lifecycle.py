@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from knarr.engine import events, merge, records
 from knarr.engine.driver import ExecExits, ExitResult
+from knarr.engine.restarts import Restarts
 from knarr.model.errors import Conflict, Failed, KnarrError
 from knarr.model.state import EXIT_UNKNOWN, Status, move
 from knarr.store.trees import Removal
@@ -54,6 +55,7 @@ class Lifecycle:
         self.table = table
         self.drivers = drivers
         self.execs = ExecExits()
+        self.restarts = Restarts(self)
         self._db = db
         self._events = log
         self._keeper = keeper
@@ -91,15 +93,20 @@ class Lifecycle:
 
     # start
 
-    async def start(self, entry: Entry) -> None:
+    async def start(self, entry: Entry, *, again: bool = False) -> None:
         """An already running workload stays as it is. Raises what the driver raises, with docker's
-        exit code.
+        exit code. `again`: by its policy, if nobody decided otherwise meanwhile.
         """
         async with entry.lock:
             w = entry.w
-            if w.status.running:
+            if w.status.running or (again and w.status is not Status.RESTARTING):
                 return
-            before = w.status
+            self.restarts.forget(entry)
+            if again:
+                w.restarts += 1
+            else:
+                w.stopped, w.restarts, w.failures, entry.pause = False, 0, 0, 0.0
+            before = Status.EXITED if w.status is Status.RESTARTING else w.status
             move(w.name, w.status, Status.STARTING)
             mounts.require_sources(w.mounts)
             w.status = Status.STARTING
@@ -161,6 +168,7 @@ class Lifecycle:
             self.commit(w, "die", {"exit_code": str(result.code)})
             entry.tell_exit()
             await self._cleanup(w)
+            self.restarts.ended(entry)
         if w.spec.auto_remove and not entry.staying:
             await self._auto_remove(entry)
 
@@ -196,16 +204,28 @@ class Lifecycle:
 
     async def _signal(self, w: Workload, signum: int) -> None:
         """What is to end can't stay frozen: it goes on with the signal pending."""
+        ends = signum in (signal.SIGKILL, merge.stop_signal(w.spec, w.image.config))
+        if ends and not w.stopped:
+            w.stopped = True
+            self.save(w)
         await self.driver(w).signal(w, signum)
         self.emit(w, "kill", {"signal": str(signum)})
-        ends = (signal.SIGKILL, merge.stop_signal(w.spec, w.image.config))
-        if w.status is Status.PAUSED and signum in ends:
+        if ends and w.status is Status.PAUSED:
             await self.thaw(w)
 
     async def thaw(self, w: Workload) -> None:
         await self.driver(w).freeze(w, frozen=False)
         w.status = move(w.name, w.status, Status.RUNNING)
         self.commit(w, "unpause")
+
+    def _stay_ended(self, entry: Entry) -> None:
+        """Between two runs: the next one is called off."""
+        w = entry.w
+        if w.status is Status.RESTARTING:
+            self.restarts.forget(entry)
+            w.stopped, w.status = True, move(w.name, w.status, Status.EXITED)
+            self.save(w)
+            entry.tell_exit()
 
     async def stop(self, entry: Entry, timeout: float | None = None) -> None:
         """Stop signal, patience, SIGKILL. One that does not run is fine. A negative timeout waits for
@@ -214,6 +234,7 @@ class Lifecycle:
         async with entry.lock:
             w = entry.w
             if not w.status.running:
+                self._stay_ended(entry)
                 return
             exited = entry.next_exit()
             await self._signal(w, merge.stop_signal(w.spec, w.image.config))
@@ -269,6 +290,9 @@ class Lifecycle:
                 raise Conflict(
                     f"workload {w.name!r} is {w.status.value}", hint="stop it first, or remove with force"
                 )
+            if w.status is Status.RESTARTING:
+                self._stay_ended(entry)
+                return
             exited = entry.next_exit()
         await self._kill_hard(entry, exited)
 

@@ -38,6 +38,9 @@ class _State:
     exit_code: int = 0
     oom_killed: bool = False
     error: str = ""
+    stopped: bool = False
+    restarts: int = 0
+    failures: int = 0
     attachment: Attachment | None = None
     ports: tuple[PortMapping, ...] = ()
     private: dict[str, Any] = field(default_factory=dict)
@@ -72,6 +75,9 @@ def encode_state(w: Workload) -> bytes:
             exit_code=w.exit_code,
             oom_killed=w.oom_killed,
             error=w.error,
+            stopped=w.stopped,
+            restarts=w.restarts,
+            failures=w.failures,
             attachment=w.attachment,
             ports=w.ports,
             private=w.private,
@@ -102,6 +108,9 @@ def decode(workload_id: str, name: str, folder: str, fixed: bytes, state: bytes)
         exit_code=s.exit_code,
         oom_killed=s.oom_killed,
         error=s.error,
+        stopped=s.stopped,
+        restarts=s.restarts,
+        failures=s.failures,
         attachment=s.attachment,
         ports=s.ports,
         private=s.private,

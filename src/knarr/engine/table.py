@@ -18,13 +18,17 @@ if TYPE_CHECKING:
 class Entry:
     """A workload, the lock that makes its acts a queue, and those who wait for its end."""
 
-    __slots__ = ("_exit_waiters", "_remove_waiters", "drained", "lock", "staying", "w")
+    __slots__ = ("_exit_waiters", "_remove_waiters", "drained", "lock", "pause", "staying", "timer", "w")
 
     def __init__(self, w: Workload) -> None:
         self.w = w
         self.lock = asyncio.Lock()
         self.drained: asyncio.Future[None] | None = None
         """the output of the last run is complete in the log files (made by the first who asks)"""
+        self.pause = 0.0
+        """seconds waited before its policy's last start"""
+        self.timer: asyncio.TimerHandle | None = None
+        """of its policy's next start"""
         self.staying = 0
         """> 0: it ends to be started again at once, so `auto_remove` does not hold for this end"""
         self._exit_waiters: list[asyncio.Future[ExitResult]] = []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from knarr.engine import merge
 from knarr.model import names
 from knarr.model.errors import Invalid
-from knarr.model.workload import NetworkMode, PortMapping, Resources, Rlimit, WorkloadSpec
+from knarr.model.workload import NetworkMode, PortMapping, Resources, RestartKind, Rlimit, WorkloadSpec
 from knarr.volumes import mounts
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def spec(value: WorkloadSpec) -> WorkloadSpec:
         raise Invalid(f"seccomp profile {value.security.seccomp!r} is unknown", hint="default or unconfined")
     merge.tty_size(value.tty_size)
     _resources(value.resources)
+    _restart(value)
     for limit in value.rlimits:
         _rlimit(limit)
     _ports(value.ports)
@@ -63,6 +64,16 @@ def warnings(value: WorkloadSpec, image: Image) -> tuple[str, ...]:
     if value.ports and value.network is not NetworkMode.BRIDGE:
         found.append(f"published ports are ignored with --network {value.network.value}")
     return tuple(found)
+
+
+def _restart(value: WorkloadSpec) -> None:
+    policy = value.restart
+    if policy.kind is not RestartKind.NO and value.auto_remove:
+        raise Invalid("a restart policy and automatic removal exclude each other", hint="leave one away")
+    if policy.retries < 0 or (policy.retries and policy.kind is not RestartKind.ON_FAILURE):
+        raise Invalid(
+            f"restart policy {policy.kind.value}:{policy.retries} makes no sense", hint="on-failure[:number]"
+        )
 
 
 def _resources(value: Resources) -> None:

@@ -42,6 +42,7 @@ def inspect(w: Workload) -> dict[str, Any]:
         "image_digest": w.image.digest,
         "oom_killed": w.oom_killed,
         "error": w.error,
+        "restart_count": w.restarts,
         "process": codec.to_json(w.process),
         "network": codec.to_json(w.attachment) if w.attachment else None,
         "spec": codec.to_json(w.spec),

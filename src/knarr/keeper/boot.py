@@ -5,8 +5,10 @@ Out of scope: the roles' own work; the command line (`keeper.control`).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -59,6 +61,7 @@ def stop_instance(root: str, run: str, *, workloads: bool = False) -> dict[str, 
         return {"stopped": False, "workloads": 0}
     if workloads:
         # while the daemon lives: it records their ends, and with none left it takes the network down
+        _call_off_restarts(holder)
         _kill_all(run, _live_workloads(run), forget=False)
     _end_daemon(holder)
     alive = _live_workloads(run)
@@ -71,6 +74,14 @@ def stop_instance(root: str, run: str, *, workloads: bool = False) -> dict[str, 
     for name in (protocol.MOVER, protocol.KEEPER, protocol.HOLDER, "knarr.sock", "docker.sock", "cri.sock"):
         _unlink(os.path.join(run, name))
     return {"stopped": True, "workloads": 0}
+
+
+def _call_off_restarts(holder: HolderClient) -> None:
+    """The daemon would start again what its policies want to be running."""
+    pid = holder.roles().get("daemon", 0)
+    if pid:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR1)
 
 
 def _end_daemon(holder: HolderClient) -> None:

@@ -15,13 +15,15 @@ class Status(enum.Enum):
     PAUSED = "paused"
     STOPPING = "stopping"
     EXITED = "exited"
+    RESTARTING = "restarting"
+    """ended, and about to be started by its policy"""
     REMOVING = "removing"
     REMOVED = "removed"
 
     @property
     def alive(self) -> bool:
-        """A process of the workload may exist."""
-        return self in (Status.STARTING, Status.RUNNING, Status.PAUSED, Status.STOPPING)
+        """A process of the workload may exist, now or in a moment."""
+        return self.running or self in (Status.STARTING, Status.RESTARTING)
 
     @property
     def running(self) -> bool:
@@ -35,7 +37,8 @@ MOVES: dict[Status, frozenset[Status]] = {
     Status.RUNNING: frozenset({Status.PAUSED, Status.STOPPING, Status.EXITED}),
     Status.PAUSED: frozenset({Status.RUNNING, Status.STOPPING, Status.EXITED}),
     Status.STOPPING: frozenset({Status.EXITED, Status.RUNNING}),
-    Status.EXITED: frozenset({Status.STARTING, Status.REMOVING}),
+    Status.EXITED: frozenset({Status.STARTING, Status.RESTARTING, Status.REMOVING}),
+    Status.RESTARTING: frozenset({Status.STARTING, Status.EXITED}),
     Status.REMOVING: frozenset({Status.REMOVED}),
     Status.REMOVED: frozenset(),
 }

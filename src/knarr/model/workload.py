@@ -92,6 +92,20 @@ class NetworkMode(enum.Enum):
     HOST = "host"
 
 
+class RestartKind(enum.Enum):
+    NO = "no"
+    ON_FAILURE = "on-failure"
+    ALWAYS = "always"
+    UNLESS_STOPPED = "unless-stopped"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RestartPolicy:
+    kind: RestartKind = RestartKind.NO
+    retries: int = 0
+    """on-failure: how often in a row; 0 = for ever"""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkloadSpec:
     """Everything of `knarr create`. `None` means "as the image says"."""
@@ -124,6 +138,7 @@ class WorkloadSpec:
     security: Security = field(default_factory=Security)
     labels: dict[str, str] = field(default_factory=dict)
     auto_remove: bool = False
+    restart: RestartPolicy = field(default_factory=RestartPolicy)
     stop_signal: str | None = None
     stop_timeout: int = 10
     """seconds between the stop signal and SIGKILL"""
@@ -143,6 +158,7 @@ class Update:
     """empty = all"""
     pids: int | None = None
     """-1 = no limit"""
+    restart: RestartPolicy | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

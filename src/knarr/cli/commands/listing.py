@@ -67,6 +67,8 @@ def status(item: Mapping[str, Any]) -> str:
     if state == "exited":
         code = item.get("exit_code")
         return f"Exited ({'unknown' if code == -1 else code}) {ago(int(item.get('finished') or 0))}"
+    if state == "restarting":
+        return f"Restarting ({item.get('exit_code')}) {ago(int(item.get('finished') or 0))}"
     return str(state).capitalize()
 
 
@@ -124,7 +126,8 @@ def with_docker_names(found: dict[str, Any]) -> dict[str, Any]:
     """Adds `State`, the object that docker's users look into with `--format`."""
     state = {
         "Status": found.get("status"),
-        "Running": found.get("status") in ("running", "stopping", "paused"),
+        "Running": found.get("status") in ("running", "stopping", "paused", "restarting"),
+        "Restarting": found.get("status") == "restarting",
         "Paused": found.get("status") == "paused",
         "OOMKilled": found.get("oom_killed"),
         "Pid": found.get("pid"),

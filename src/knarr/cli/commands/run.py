@@ -29,6 +29,11 @@ PROCESS_OPTIONS = (
     Option("-i --interactive", "pass standard input on"),
     Option("--detach-keys", "keys that detach from it", value="KEYS"),
 )
+RESTART = Option(
+    "--restart",
+    "start it again when it has ended: no, always, unless-stopped, on-failure[:NUMBER]",
+    value="POLICY",
+)
 LIMIT_OPTIONS = (
     Option("-m --memory", "memory limit, such as 512m", value="SIZE"),
     Option("--cpus", "CPU limit, such as 1.5", value="NUMBER"),
@@ -50,6 +55,7 @@ CREATE_OPTIONS = (
     ISOLATION,
     Option("--name", "name of the workload", value="NAME"),
     Option("--rm", "remove it when it has ended"),
+    RESTART,
     *PROCESS_OPTIONS,
     Option("--entrypoint", "program in place of the image's; empty clears it", value="PROGRAM"),
     Option("--group-add", "additional group inside", value="GROUP", many=True),

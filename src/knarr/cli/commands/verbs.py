@@ -5,6 +5,7 @@ from __future__ import annotations
 from knarr.cli import tables
 from knarr.cli.context import Context, each, printable, say
 from knarr.cli.options import Arguments, Command, Option
+from knarr.cli.spec import restart as restart_policy
 from knarr.cli.spec import whole
 from knarr.model.errors import Invalid
 
@@ -51,6 +52,8 @@ def changes_wanted(a: Arguments) -> dict[str, Any]:
         wanted["cpuset"] = a.cpuset_cpus
     if a.pids_limit is not None:
         wanted["pids"] = whole("--pids-limit", a.pids_limit) or -1
+    if a.restart is not None:
+        wanted["restart"] = restart_policy(a.restart)
     return wanted
 
 
@@ -76,6 +79,7 @@ UPDATE = Command(
         Option("--cpus", "CPU limit; 0 is none", value="NUMBER"),
         Option("--cpuset-cpus", "CPUs it may use; empty is all", value="LIST"),
         Option("--pids-limit", "limit of processes; -1 is none", value="NUMBER"),
+        Option("--restart", "no, always, unless-stopped, on-failure[:NUMBER]", value="POLICY"),
     ),
     complete="workload",
 )
