@@ -41,7 +41,7 @@ def build(root: str, program: str) -> Jail:
     if found is None:
         raise Unavailable(f"{program!r} is not installed", hint="apt-get install qemu-system-x86")
     found = os.path.realpath(found)
-    files = _files(found)
+    files = _files_now(found)
     jail = os.path.join(root, "jails", _digest(files))
     if not os.path.isdir(jail):
         _publish(jail, files)
@@ -54,6 +54,38 @@ def virtiofsd() -> str:
         if os.access(path, os.X_OK):
             return path
     raise Unavailable("virtiofsd is not installed", hint="apt-get install qemu-system-common")
+
+
+_known: dict[str, tuple[dict[str, str], tuple[tuple[int, ...], ...]]] = {}
+"""program → its files, and what they were when they were listed"""
+
+
+def _files_now(program: str) -> dict[str, str]:
+    """`_files`, listed again only when one of them has changed: listing takes longer than all else here."""
+    known = _known.get(program)
+    if known is not None:
+        files, stamp = known
+        try:
+            if _stamp(files) == stamp:
+                return files
+        except OSError:
+            pass  # one is gone: an upgrade
+    files = _files(program)
+    _known[program] = files, _stamp(files)
+    return files
+
+
+def _stamp(files: dict[str, str]) -> tuple[tuple[int, ...], ...]:
+    """Of what each place leads to now, which an upgrade may have changed by its link alone."""
+    return tuple(_identity(place, source) for place, source in files.items())
+
+
+def _identity(place: str, source: str) -> tuple[int, ...]:
+    try:
+        status = os.stat(place)
+    except FileNotFoundError:
+        status = os.stat(source)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _files(program: str) -> dict[str, str]:
