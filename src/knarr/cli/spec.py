@@ -45,6 +45,10 @@ def workload(a: Arguments) -> Json:
         "init": a.init,
         "read_only": a.read_only,
         "mounts": mounts(a),
+        "shm_size": sized("--shm-size", a.shm_size),
+        "sysctls": sysctls(a.sysctl),
+        "extra_hosts": [extra_host(text) for text in a.add_host],
+        "dns": said({"servers": a.dns, "search": a.dns_search, "options": a.dns_option}),
         "volumes_from": a.volumes_from,
         "ports": [port for text in a.publish for port in ports(text)],
         "network": _NETWORKS.get(a.network, a.network),
@@ -142,6 +146,33 @@ def restart(text: str | None) -> Json | None:
     return {"kind": kind, **({"retries": whole("--restart", number)} if colon else {})}
 
 
+def sized(option: str, text: str | None) -> int | None:
+    from knarr.model import units
+
+    if text is None:
+        return None
+    try:
+        return units.parse_bytes(text)
+    except Invalid as error:
+        raise Invalid(f"{option}: {error.message}", hint=error.hint) from None
+
+
+def sysctls(given: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise Invalid(f"--sysctl: {text!r} has no value", hint="NAME=VALUE")
+        found[name.replace("/", ".")] = value
+    return found
+
+
+def extra_host(text: str) -> str:
+    """`NAME:ADDRESS` or, as docker takes it too, `NAME=ADDRESS`."""
+    name, equals, address = text.partition("=")
+    return f"{name}:{address}" if equals else text
+
+
 def rlimit(text: str) -> Json:
     """`nofile=1024:2048`, `core=-1`."""
     name, equals, values = text.partition("=")
@@ -188,10 +219,13 @@ def security_option(text: str) -> Json:
         raise Unsupported(
             f"--security-opt {text}: seccomp profiles of one's own", hint="unconfined or default"
         )
+    elif key == "systempaths" and value == "unconfined":
+        return {"system_paths": value}
     elif text in ("apparmor=unconfined", "label=disable"):
         return {}
     raise Invalid(
-        f"--security-opt: {text!r} is unknown", hint="no-new-privileges, seccomp=unconfined, seccomp=default"
+        f"--security-opt: {text!r} is unknown",
+        hint="no-new-privileges, seccomp=unconfined, systempaths=unconfined",
     )
 
 

@@ -256,9 +256,7 @@ class AsyncClient:
     ) -> AsyncIterator[Document]:
         return self._progress(calls.bootstrap(distribution, include, reference))
 
-    def commit(
-        self, name: str, *, reference: str | None = None, **wanted: Any
-    ) -> AsyncIterator[Document]:
+    def commit(self, name: str, *, reference: str | None = None, **wanted: Any) -> AsyncIterator[Document]:
         """A new image of a workload's files; `author`, `message`, `changes`, `pause` as `Client.commit`."""
         return self._progress(calls.commit(name, {"reference": reference, **wanted}))
 

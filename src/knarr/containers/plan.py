@@ -81,6 +81,8 @@ class ContainerInput:
     network: NetworkMode = NetworkMode.BRIDGE
     resources: Resources = field(default_factory=Resources)
     security: Security = field(default_factory=Security)
+    shm_size: int | None = None
+    sysctls: dict[str, str] = field(default_factory=dict)
     etc_files: dict[str, str] = field(default_factory=dict)
     """where in the container → file on the host"""
 
@@ -258,7 +260,7 @@ def _mount_steps(given: ContainerInput) -> list[Step]:
             data="newinstance,ptmxmode=0666,mode=0620,gid=5",
         ),
         steps.MountFs(
-            kind="tmpfs", source="shm", target="/dev/shm", flags=_NODEV, data="mode=1777,size=65536k"
+            kind="tmpfs", source="shm", target="/dev/shm", flags=_NODEV, data=_shm_options(given.shm_size)
         ),
         steps.MountFs(kind="mqueue", target="/dev/mqueue", flags=_NODEV),
         steps.Symlinks(links=_LINKS),
@@ -268,6 +270,10 @@ def _mount_steps(given: ContainerInput) -> list[Step]:
         *(_user_mount(index, mount) for index, mount in _ordered(given.mounts)),
         *(steps.Bind(fd=f"etc{index}", target=target) for index, target in enumerate(given.etc_files)),
     ]
+
+
+def _shm_options(size: int | None) -> str:
+    return f"mode=1777,size={'65536k' if size is None else size}"
 
 
 def _cgroup_mounts(layout: cgroups.Layout, *, read_only: bool) -> list[Step]:
@@ -336,9 +342,11 @@ def _finish_steps(given: ContainerInput) -> list[Step]:
         # as dockerd does: low ports and ping need no capability inside
         values = (("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647"))
         found.append(steps.Sysctl(values=values, optional=True))
+    if given.sysctls:
+        found.append(steps.Sysctl(values=tuple(given.sysctls.items())))
     # made when missing, so before the root may become read-only
     found.append(steps.Chdir(path=given.process.cwd))
-    if not given.security.privileged:
+    if not given.security.privileged and given.security.system_paths != "unconfined":
         found.append(steps.ReadOnlyPaths(paths=READ_ONLY))
         found.append(steps.Mask(paths=(*MASKED, *given.facts.thermal)))
     if given.read_only:

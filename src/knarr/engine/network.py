@@ -50,7 +50,9 @@ class WorkloadNetwork:
         w.ports = ()
 
     def etc_files(self, w: Workload) -> dict[str, str]:
-        return prepare_etc(w.dir, w.hostname, w.attachment, w.spec.network)
+        return prepare_etc(
+            w.dir, w.hostname, w.attachment, w.spec.network, dns=w.spec.dns, extra_hosts=w.spec.extra_hosts
+        )
 
 
 def names(w: Workload) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from knarr.engine import merge
+from knarr.engine import merge, settings
 from knarr.model import names
 from knarr.model.errors import Invalid
 from knarr.model.workload import NetworkMode, PortMapping, Resources, RestartKind, Rlimit, WorkloadSpec
@@ -52,6 +52,7 @@ def spec(value: WorkloadSpec) -> WorkloadSpec:
     for limit in value.rlimits:
         _rlimit(limit)
     _ports(value.ports)
+    settings.check(value)
     return dataclasses.replace(value, mounts=mounts.check(value.mounts))
 
 
@@ -63,6 +64,7 @@ def warnings(value: WorkloadSpec, image: Image) -> tuple[str, ...]:
         found.append(f"the image is made for {image.config.architecture}, this host is {host.architecture}")
     if value.ports and value.network is not NetworkMode.BRIDGE:
         found.append(f"published ports are ignored with --network {value.network.value}")
+    found += [text for item in value.rlimits if (text := _capped(item))]
     return tuple(found)
 
 
@@ -95,6 +97,21 @@ def _rlimit(value: Rlimit) -> None:
     soft, hard = (1 << 64 if item == -1 else item for item in (value.soft, value.hard))
     if soft < 0 or hard < soft:
         raise Invalid(f"rlimit {value.name}: {value.soft}:{value.hard} is not soft:hard", hint="soft <= hard")
+
+
+def _capped(limit: Rlimit) -> str:
+    """Not even root gets more than the kernel's bound, which holds for open files only."""
+    top = {"nofile": "/proc/sys/fs/nr_open"}.get(limit.name)
+    if top is None:
+        return ""
+    with open(top, encoding="ascii") as file:
+        most = int(file.read())
+    if -1 < limit.hard <= most:
+        return ""
+    wanted = "unlimited" if limit.hard == -1 else limit.hard
+    return (
+        f"rlimit {limit.name}: {wanted} is more than the kernel allows ({most} here), which it gets instead"
+    )
 
 
 def _ports(ports: tuple[PortMapping, ...]) -> None:

@@ -218,7 +218,7 @@ class Sysctl(Step):
 @register
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rlimits(Step):
-    """Soft and hard limits, capped at this process' own hard limit unless it may raise it."""
+    """Soft and hard limits, capped at what the kernel allows, or at the own hard limit."""
 
     limits: tuple[tuple[str, int, int], ...]
     """(name without prefix in lower case, soft, hard); -1 = unlimited"""
@@ -232,11 +232,9 @@ class Rlimits(Step):
             if which is None:
                 raise OSError(errno.EINVAL, f"unknown limit {name!r}")
             wanted = (_limit(soft), _limit(hard))
-            try:
-                resource.setrlimit(which, wanted)
-            except (ValueError, OSError):
-                top = resource.getrlimit(which)[1]
-                resource.setrlimit(which, (_capped(wanted[0], top), _capped(wanted[1], top)))
+            own = resource.getrlimit(which)[1]
+            tops = (_nr_open(), own) if which == resource.RLIMIT_NOFILE else (own,)
+            _set_limit(which, wanted, tops)
 
 
 @register
@@ -340,6 +338,26 @@ def _open_group(path: str) -> int:
 
 def _limit(value: int) -> int:
     return resource.RLIM_INFINITY if value == _UNLIMITED else value
+
+
+def _set_limit(which: int, wanted: tuple[int, int], tops: tuple[int, ...]) -> None:
+    for attempt in (wanted, *((_capped(wanted[0], top), _capped(wanted[1], top)) for top in tops)):
+        try:
+            resource.setrlimit(which, attempt)
+        except (ValueError, OSError):
+            if attempt[1] == tops[-1]:
+                raise
+        else:
+            return
+
+
+def _nr_open() -> int:
+    """The bound that not even root passes, unless it is hidden from here."""
+    try:
+        with open("/proc/sys/fs/nr_open", encoding="ascii") as file:
+            return int(file.read())
+    except OSError:
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
 def _capped(value: int, top: int) -> int:

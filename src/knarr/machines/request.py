@@ -66,6 +66,10 @@ class GuestInput:
     folders: tuple[Folder, ...] = ()
     read_only: bool = False
     privileged: bool = False
+    system_paths: bool = True
+    """mask and protect the paths that Docker does"""
+    shm_size: int | None = None
+    sysctls: dict[str, str] = field(default_factory=dict)
     stdin: bool = False
     attachment: Attachment | None = None
     resources: Resources = field(default_factory=Resources)
@@ -88,7 +92,8 @@ def start_records(guest: GuestInput, *, time_ns: int, seed: bytes) -> Records:
         *limit_records(guest.resources),
         *(("etc", _etc_name(target).encode() + b"\0" + content) for target, content in guest.etc),
         *(("mount", item) for item in _mounts(guest)),
-        *_guards(privileged=guest.privileged),
+        *(("sysctl", f"{name.replace('.', '/')}\0{value}".encode()) for name, value in guest.sysctls.items()),
+        *_guards(guest),
     )
 
 
@@ -98,9 +103,10 @@ def describe(guest: GuestInput) -> tuple[str, ...]:
     if guest.attachment is not None:
         lines.append(f"address {guest.attachment.address}/{guest.attachment.prefix} on eth0")
     lines += [f"limit {name} {value.decode()}" for name, value in limit_records(guest.resources)]
+    lines += [f"sysctl {name}={value}" for name, value in guest.sysctls.items()]
     lines.append("new namespaces: mount, pid, uts, ipc, cgroup")
     lines += [_describe_mount(item) for item in _mounts(guest)]
-    lines += [_describe_guard(*guard) for guard in _guards(privileged=guest.privileged)]
+    lines += [_describe_guard(*guard) for guard in _guards(guest)]
     lines.append(f"user {guest.process.user or 'root'}, looked up inside")
     return (*lines, f"exec {' '.join(guest.process.args)}")
 
@@ -195,7 +201,7 @@ def _mounts(guest: GuestInput) -> list[bytes]:
         _mount("sysfs", "sysfs", "/sys", kernel_flags),
         _mount("cgroup2", "cgroup", "/sys/fs/cgroup", kernel_flags),
         _mount("mqueue", "mqueue", "/dev/mqueue", _DEFAULT_FLAGS),
-        _mount("tmpfs", "shm", "/dev/shm", _DEFAULT_FLAGS, "mode=1777,size=65536k"),
+        _mount("tmpfs", "shm", "/dev/shm", _DEFAULT_FLAGS, f"mode=1777,size={guest.shm_size or 64 << 20}"),
     ]
     wanted: list[tuple[str, list[bytes]]] = [
         (target, [_mount("bind", f"/run/etc/{_etc_name(target)}", target, shape="file")])
@@ -232,11 +238,13 @@ def _folder(folder: Folder) -> list[bytes]:
     ]
 
 
-def _guards(*, privileged: bool) -> Records:
-    if privileged:
+def _guards(guest: GuestInput) -> Records:
+    if guest.privileged:
         return ()
     masked = (("mask", path.encode()) for path in _MASKED)
     filtered = ("device_filter", devices.compile_filter(devices.WORKLOAD))
+    if not guest.system_paths:
+        return (filtered,)
     return (*masked, *(("protect", path.encode()) for path in _PROTECTED), filtered)
 
 

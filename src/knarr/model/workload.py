@@ -84,6 +84,17 @@ class Security:
     no_new_privileges: bool = False
     seccomp: str = "default"
     """`default` or `unconfined`"""
+    system_paths: str = "default"
+    """`default` masks what the kernel tells too much in; `unconfined` leaves /proc and /sys as they are"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dns:
+    """What /etc/resolv.conf says; empty = as the network has it."""
+
+    servers: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 class NetworkMode(enum.Enum):
@@ -129,6 +140,13 @@ class WorkloadSpec:
     init: bool = False
     read_only: bool = False
     mounts: tuple[Mount, ...] = ()
+    shm_size: int | None = None
+    """bytes of /dev/shm; None = 64 MiB"""
+    sysctls: dict[str, str] = field(default_factory=dict)
+    """settings of the workload's own namespaces, such as `net.core.somaxconn`"""
+    extra_hosts: tuple[str, ...] = ()
+    """`NAME:ADDRESS` for /etc/hosts; `host-gateway` is the host's address on the workload's network"""
+    dns: Dns = field(default_factory=Dns)
     volumes_from: tuple[str, ...] = ()
     """`WORKLOAD[:ro]`: the binds and volumes of that one too"""
     ports: tuple[PortMapping, ...] = ()

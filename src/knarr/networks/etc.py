@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from knarr.model.workload import NetworkMode
+from knarr.model.workload import Dns, NetworkMode
 
 if TYPE_CHECKING:
     from knarr.model.resource import Attachment
@@ -23,12 +23,18 @@ _FORBIDDEN: Final = frozenset("\n\r\t #")
 
 
 def prepare_etc(
-    folder: str, hostname: str, attachment: Attachment | None, mode: NetworkMode = NetworkMode.BRIDGE
+    folder: str,
+    hostname: str,
+    attachment: Attachment | None,
+    mode: NetworkMode = NetworkMode.BRIDGE,
+    *,
+    dns: Dns | None = None,
+    extra_hosts: tuple[str, ...] = (),
 ) -> dict[str, str]:
     """Write the three files into `folder`; returns target inside → absolute path of the source."""
     texts = {
-        "resolv.conf": _resolv_conf(attachment, mode),
-        "hosts": _hosts(hostname, attachment, mode),
+        "resolv.conf": _resolv_conf(attachment, mode, dns or Dns()),
+        "hosts": _hosts(hostname, attachment, mode) + _extra(extra_hosts, attachment),
         "hostname": f"{hostname}\n",
     }
     for name, text in texts.items():
@@ -44,10 +50,23 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-def _resolv_conf(attachment: Attachment | None, mode: NetworkMode) -> str:
-    if attachment is not None:
-        return "".join(f"nameserver {address}\n" for address in attachment.dns) + "options ndots:0\n"
-    return _content("/etc/resolv.conf") if mode is NetworkMode.HOST else ""
+def _resolv_conf(attachment: Attachment | None, mode: NetworkMode, dns: Dns) -> str:
+    if attachment is None and dns == Dns():
+        return _content("/etc/resolv.conf") if mode is NetworkMode.HOST else ""
+    servers = dns.servers or (attachment.dns if attachment is not None else ())
+    lines = [f"nameserver {address}" for address in servers]
+    lines += [f"search {' '.join(dns.search)}"] if dns.search and dns.search != (".",) else []
+    lines += [f"options {' '.join(dns.options or ('ndots:0',))}"]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _extra(given: tuple[str, ...], attachment: Attachment | None) -> str:
+    gateway = attachment.gateway if attachment is not None else "127.0.0.1"
+    pairs = [item.split(":", 1) for item in given]
+    return "".join(
+        f"{gateway if address == 'host-gateway' else address.strip('[]')}\t{name}\n"
+        for name, address in pairs
+    )
 
 
 def _hosts(hostname: str, attachment: Attachment | None, mode: NetworkMode) -> str:

@@ -45,7 +45,12 @@ SECURITY_OPTIONS = (
     Option(
         "--security-profile", "set of defaults for the wall", value="PROFILE", choices=("default", "hardened")
     ),
-    Option("--security-opt", "no-new-privileges, seccomp=unconfined", value="OPTION", many=True),
+    Option(
+        "--security-opt",
+        "no-new-privileges, seccomp=unconfined, systempaths=unconfined",
+        value="OPTION",
+        many=True,
+    ),
     Option("--privileged", "all capabilities and devices, no filters: not a wall any more"),
     Option("--cap-add", "add a capability, or ALL", value="NAME", many=True),
     Option("--cap-drop", "drop a capability, or ALL", value="NAME", many=True),
@@ -62,6 +67,12 @@ CREATE_OPTIONS = (
     Option("-h --hostname", "host name inside", value="NAME"),
     Option("--init", "run a small init as process 1 that reaps and forwards signals"),
     Option("-v --volume", "mount a host path or a named volume", value="SOURCE:TARGET[:ro]", many=True),
+    Option("--shm-size", "size of /dev/shm (64m)", value="SIZE"),
+    Option("--sysctl", "setting of its own namespaces", value="NAME=VALUE", many=True),
+    Option("--add-host", "line of /etc/hosts; host-gateway is this host", value="NAME:ADDRESS", many=True),
+    Option("--dns", "resolver in place of the network's", value="ADDRESS", many=True),
+    Option("--dns-search", "domain to search names in; . is none", value="DOMAIN", many=True),
+    Option("--dns-option --dns-opt", "option for resolv.conf", value="OPTION", many=True),
     Option("--volumes-from", "mount what that workload has mounted", value="WORKLOAD[:ro]", many=True),
     Option("--mount", "the same in words: type=bind,source=…,target=…,readonly", value="SPEC", many=True),
     Option("--tmpfs", "mount an empty folder in memory", value="TARGET[:OPTIONS]", many=True),

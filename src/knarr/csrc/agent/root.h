@@ -147,6 +147,19 @@ static void mask_paths(struct request *q)
 			fail("protect %s", r->value);
 }
 
+/* Of the workload's namespaces: written inside them, before /proc/sys is protected. */
+static void set_sysctls(struct request *q)
+{
+	struct record *r;
+	int at = 0;
+	while ((r = request_next(q, "sysctl", &at))) {
+		char path[512];
+		snprintf(path, sizeof path, "/proc/sys/%s", r->value);
+		if (write_file(path, r->value + strlen(r->value) + 1) < 0)
+			fail("sysctl '%s'", r->value);
+	}
+}
+
 /* The root becomes "/", the agent's own tree disappears. */
 static void pivot(void)
 {
@@ -179,6 +192,7 @@ static void build_root(struct request *q)
 		if (trees[i] >= 0)
 			close(trees[i]);
 	}
+	set_sysctls(q);
 	mask_paths(q);
 	if (request_number(q, "read_only", 0) && mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY, NULL) < 0)
 		fail("make the root read-only");

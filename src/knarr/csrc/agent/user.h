@@ -153,6 +153,18 @@ static void resolve_user(struct request *q, struct user *user)
 	add_group(user, user->gid);
 }
 
+static rlim_t nr_open(void)
+{
+	char text[32] = "";
+	int fd = open("/proc/sys/fs/nr_open", O_RDONLY | O_CLOEXEC);
+	if (fd >= 0) {
+		if (read(fd, text, sizeof text - 1) < 0)
+			text[0] = 0;
+		close(fd);
+	}
+	return strtoull(text, NULL, 10);
+}
+
 static void set_rlimits(struct request *q)
 {
 	struct record *r;
@@ -163,7 +175,12 @@ static void set_rlimits(struct request *q)
 		if (sscanf(r->value, "%d %lld %lld", &which, &soft, &hard) != 3)
 			continue;
 		struct rlimit limit = { soft < 0 ? RLIM_INFINITY : (rlim_t)soft, hard < 0 ? RLIM_INFINITY : (rlim_t)hard };
-		if (setrlimit(which, &limit) < 0)
+		if (setrlimit(which, &limit) == 0)
+			continue;
+		/* the one limit that the kernel bounds even for root */
+		struct rlimit most = { nr_open(), nr_open() };
+		most.rlim_cur = limit.rlim_cur < most.rlim_cur ? limit.rlim_cur : most.rlim_cur;
+		if (which != RLIMIT_NOFILE || setrlimit(which, &most) < 0)
 			fail("set rlimit %d", which);
 	}
 }

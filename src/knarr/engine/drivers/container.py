@@ -79,6 +79,8 @@ class ContainerDriver:
             resources=w.spec.resources,
             security=w.spec.security,
             etc_files=etc_files,
+            shm_size=w.spec.shm_size,
+            sysctls=w.spec.sysctls,
             facts=self._s.facts,
         )
 

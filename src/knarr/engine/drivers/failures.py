@@ -34,6 +34,9 @@ def start_failure(name: str, program: str, error: KeeperError) -> KnarrError:
         return Conflict(f"workload {name!r} is not running", hint="it has just ended")
     if error.step == "ResolveUser":
         return Invalid(error.message, hint=hint_of(error.message))
+    if error.step == "Sysctl":
+        path, _, fact = error.message.rpartition(": ")
+        return Invalid(f"sysctl {path.removeprefix('/proc/sys/').replace('/', '.')!r}: {fact.lower()}")
     if error.step == "Chdir":
         path = error.message.rpartition(": ")[0]
         return Failed(f"working directory {path!r}: {_fact(error)}", exit_code=126)

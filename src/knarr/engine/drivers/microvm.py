@@ -129,7 +129,7 @@ class MicrovmDriver:
             return await asyncio.to_thread(self._kernels.fetch, tell)
 
     def _guest(self, w: Workload, binds: tuple[request.Folder, ...]) -> request.GuestInput:
-        process, etc = w.process, self._s.network.etc_files(w) if w.attachment or w.pid else {}
+        process, etc = w.process, self._s.network.etc_files(w) if w.status.alive else {}
         return request.GuestInput(
             process=process,
             hostname=w.hostname,
@@ -139,6 +139,9 @@ class MicrovmDriver:
             folders=binds,
             read_only=w.spec.read_only,
             privileged=w.spec.security.privileged,
+            system_paths=w.spec.security.system_paths != "unconfined",
+            shm_size=w.spec.shm_size,
+            sysctls=w.spec.sysctls,
             stdin=w.spec.stdin_open,
             attachment=w.attachment,
             resources=w.spec.resources,
