@@ -58,6 +58,7 @@ def workload(a: Arguments) -> Json:
         "labels": labels(a.label, a.label_file),
         "auto_remove": a.rm,
         "restart": restart(a.restart),
+        "health": health(a),
         "stop_signal": a.stop_signal,
         "stop_timeout": None if a.stop_timeout is None else whole("--stop-timeout", a.stop_timeout),
         "kernel": a.kernel and os.path.abspath(a.kernel),
@@ -144,6 +145,23 @@ def restart(text: str | None) -> Json | None:
             f"--restart: {text!r} is no policy", hint="no, always, unless-stopped, on-failure[:NUMBER]"
         )
     return {"kind": kind, **({"retries": whole("--restart", number)} if colon else {})}
+
+
+def health(a: Arguments) -> Json:
+    from knarr.model import units
+
+    if a.no_healthcheck and (a.health_cmd or a.health_interval or a.health_retries):
+        raise Invalid("--no-healthcheck and the --health options exclude each other")
+    test = ["CMD-SHELL", a.health_cmd] if a.health_cmd else ["NONE"] if a.no_healthcheck else []
+    times = ("interval", "timeout", "start_period", "start_interval")
+    given = {name: getattr(a, f"health_{name}") for name in times}
+    return said(
+        {
+            "test": test,
+            **{name: text and units.parse_duration(text) for name, text in given.items()},
+            "retries": a.health_retries and whole("--health-retries", a.health_retries),
+        }
+    )
 
 
 def sized(option: str, text: str | None) -> int | None:

@@ -118,6 +118,7 @@ async def _take_up(engine: Engine, entry: Entry, pid: int) -> None:
         if w.status is Status.PAUSED:
             # the record is written before the act: the daemon may have died in between
             await driver.freeze(w, frozen=True)
+        engine.life.health.begin(entry, fresh=False)
     except (KnarrError, OSError) as error:
         _log.warning("%s: taking over: %s", w.name, error)
 

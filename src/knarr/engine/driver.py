@@ -66,6 +66,8 @@ class Workload:
     """by its policy, since somebody started it"""
     failures: int = 0
     """ends in a row with another code than 0"""
+    health: dict[str, Any] = field(default_factory=dict)
+    """{status, failing_streak, log} of its health check; empty without one"""
     attachment: Attachment | None = None
     """kept after the end, so that a second start gets the same address when it is still free"""
     ports: tuple[PortMapping, ...] = ()

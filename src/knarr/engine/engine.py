@@ -350,6 +350,7 @@ class Engine:
     async def close(self) -> None:
         """Nothing that runs is touched."""
         self.life.restarts.halt()
+        self.life.health.close()
         await asyncio.wait_for(self.life.settle(), 5)
 
 

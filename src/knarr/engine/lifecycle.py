@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from knarr.engine import events, merge, records
 from knarr.engine.driver import ExecExits, ExitResult
+from knarr.engine.health import HealthChecks
 from knarr.engine.restarts import Restarts
 from knarr.model.errors import Conflict, Failed, KnarrError
 from knarr.model.state import EXIT_UNKNOWN, Status, move
@@ -56,6 +57,7 @@ class Lifecycle:
         self.drivers = drivers
         self.execs = ExecExits()
         self.restarts = Restarts(self)
+        self.health = HealthChecks(self)
         self._db = db
         self._events = log
         self._keeper = keeper
@@ -119,6 +121,7 @@ class Lifecycle:
                 raise
             w.status = Status.RUNNING
             w.started = time.time_ns()
+            self.health.begin(entry, fresh=True)
             self.commit(w, "start")
 
     def _start_failed(self, entry: Entry, before: Status, error: BaseException) -> None:
@@ -158,6 +161,7 @@ class Lifecycle:
             if not w.status.alive:
                 await self._forget(w.id)
                 return
+            self.health.end(entry)
             result = await self._result(w, status)
             w.status = Status.EXITED
             w.exit_code, w.oom_killed = result.code, result.oom_killed

@@ -41,6 +41,7 @@ class _State:
     stopped: bool = False
     restarts: int = 0
     failures: int = 0
+    health: dict[str, Any] = field(default_factory=dict)
     attachment: Attachment | None = None
     ports: tuple[PortMapping, ...] = ()
     private: dict[str, Any] = field(default_factory=dict)
@@ -78,6 +79,7 @@ def encode_state(w: Workload) -> bytes:
             stopped=w.stopped,
             restarts=w.restarts,
             failures=w.failures,
+            health=w.health,
             attachment=w.attachment,
             ports=w.ports,
             private=w.private,
@@ -111,6 +113,7 @@ def decode(workload_id: str, name: str, folder: str, fixed: bytes, state: bytes)
         stopped=s.stopped,
         restarts=s.restarts,
         failures=s.failures,
+        health=s.health,
         attachment=s.attachment,
         ports=s.ports,
         private=s.private,

@@ -17,6 +17,7 @@ from knarr.model.workload import NetworkMode, PortMapping, Resources, RestartKin
 from knarr.volumes import mounts
 
 if TYPE_CHECKING:
+    from knarr.model.health import Health
     from knarr.model.resource import Image
 
 _MIN_MEMORY = 6 << 20
@@ -49,6 +50,8 @@ def spec(value: WorkloadSpec) -> WorkloadSpec:
     merge.tty_size(value.tty_size)
     _resources(value.resources)
     _restart(value)
+    if value.health is not None:
+        _health(value.health)
     for limit in value.rlimits:
         _rlimit(limit)
     _ports(value.ports)
@@ -76,6 +79,18 @@ def _restart(value: WorkloadSpec) -> None:
         raise Invalid(
             f"restart policy {policy.kind.value}:{policy.retries} makes no sense", hint="on-failure[:number]"
         )
+
+
+def _health(value: Health) -> None:
+    if value.test and value.test[0] not in ("NONE", "CMD", "CMD-SHELL"):
+        raise Invalid(f"health check {value.test[0][:40]!r} is unknown", hint="CMD, CMD-SHELL or NONE")
+    if value.test and len(value.test) < 2 and value.test[0] != "NONE":
+        raise Invalid("the health check has no command")
+    times = (value.interval, value.timeout, value.start_period, value.start_interval)
+    if not all(item == 0 or 0.001 <= item < 1e9 for item in times):
+        raise Invalid("a time of the health check is out of range", hint="1ms or more; 0 as the image says")
+    if value.retries < 0:
+        raise Invalid(f"health check: {value.retries} retries make no sense", hint="1 or more")
 
 
 def _resources(value: Resources) -> None:

@@ -24,6 +24,7 @@ def summary(w: Workload) -> dict[str, Any]:
         "isolation": w.spec.isolation.value,
         "command": list(w.process.args),
         "status": w.status.value,
+        "health": w.health.get("status", "") if w.status.running else "",
         "exit_code": w.exit_code,
         "created": w.created,
         "started": w.started,
@@ -43,6 +44,7 @@ def inspect(w: Workload) -> dict[str, Any]:
         "oom_killed": w.oom_killed,
         "error": w.error,
         "restart_count": w.restarts,
+        "health_check": w.health or None,
         "process": codec.to_json(w.process),
         "network": codec.to_json(w.attachment) if w.attachment else None,
         "spec": codec.to_json(w.spec),
@@ -97,6 +99,7 @@ _FILTERS: dict[str, Callable[[Workload, str], bool]] = {
     "ancestor": _by_image,
     "image": _by_image,
     "isolation": lambda w, value: w.spec.isolation.value == value,
+    "health": lambda w, value: w.status.running and w.health.get("status", "none") == value,
     "exited": lambda w, value: w.status is Status.EXITED and str(w.exit_code) == value,
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from knarr.images.limits import DEFAULT, Limits
 from knarr.model.errors import Invalid, Unsupported
+from knarr.model.health import Health
 from knarr.model.resource import ImageConfig
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
@@ -71,11 +72,31 @@ def parse_config(data: bytes, limits: Limits = DEFAULT) -> tuple[ImageConfig, tu
         exposed_ports=tuple(_object(inner, "ExposedPorts")),
         labels=_labels(inner),
         stop_signal=_text(inner, "StopSignal"),
+        health=_health(_object(inner, "Healthcheck")),
         architecture=_text(document, "architecture"),
         os=os_name,
         created=_text(document, "created"),
     )
     return config, _diff_ids(document, limits)
+
+
+def _health(found: dict[str, Any]) -> Health | None:
+    """Docker's extension of the format: nanoseconds."""
+    if not found:
+        return None
+    keys = ("Interval", "Timeout", "StartPeriod", "StartInterval", "Retries")
+    values = {key: found.get(key) or 0 for key in keys}
+    for key, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 62:
+            raise Invalid(f"image config: health check: {key!r} is not a number")
+    return Health(
+        test=_texts(found, "Test"),
+        interval=values["Interval"] / 1e9,
+        timeout=values["Timeout"] / 1e9,
+        start_period=values["StartPeriod"] / 1e9,
+        start_interval=values["StartInterval"] / 1e9,
+        retries=min(values["Retries"], 1 << 31),
+    )
 
 
 def _diff_ids(document: dict[str, Any], limits: Limits) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from knarr.model.health import Health
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RootFs:
@@ -50,6 +52,7 @@ class ImageConfig:
     exposed_ports: tuple[str, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
     stop_signal: str = ""
+    health: Health | None = None
     architecture: str = ""
     os: str = ""
     created: str = ""

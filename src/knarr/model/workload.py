@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from knarr.model.health import Health
+
 
 class Isolation(enum.Enum):
     """The wall."""
@@ -157,6 +159,7 @@ class WorkloadSpec:
     labels: dict[str, str] = field(default_factory=dict)
     auto_remove: bool = False
     restart: RestartPolicy = field(default_factory=RestartPolicy)
+    health: Health | None = None
     stop_signal: str | None = None
     stop_timeout: int = 10
     """seconds between the stop signal and SIGKILL"""

@@ -62,7 +62,9 @@ def status(item: Mapping[str, Any]) -> str:
     """`Up 3 minutes`, `Exited (0) 2 hours ago`, `Created`."""
     state = item["status"]
     if state in ("running", "stopping", "paused"):
-        note = "" if state == "running" else f" ({state})"
+        health = str(item.get("health") or "")
+        well = f" ({'health: ' if health == 'starting' else ''}{health})" if health else ""
+        note = well if state == "running" else f" ({state})"
         return f"Up {since(item.get('started'))}{note}"
     if state == "exited":
         code = item.get("exit_code")
@@ -122,6 +124,14 @@ def _inspect_one(context: Context, name: str, kind: str | None) -> Mapping[str, 
         ) from None
 
 
+def _health(found: Mapping[str, Any]) -> dict[str, Any]:
+    log = [
+        {"ExitCode": item["exit_code"], "Output": item["output"], "Start": item["start"], "End": item["end"]}
+        for item in found["log"]
+    ]
+    return {"Status": found["status"], "FailingStreak": found["failing_streak"], "Log": log}
+
+
 def with_docker_names(found: dict[str, Any]) -> dict[str, Any]:
     """Adds `State`, the object that docker's users look into with `--format`."""
     state = {
@@ -134,6 +144,8 @@ def with_docker_names(found: dict[str, Any]) -> dict[str, Any]:
         "ExitCode": found.get("exit_code"),
         "Error": found.get("error"),
     }
+    if found.get("health_check"):
+        state["Health"] = _health(found["health_check"])
     return {**found, "State": state}
 
 
@@ -149,7 +161,7 @@ PS = Command(
         tables.NO_TRUNC,
         tables.QUIET,
     ),
-    notes="Filters: id, name, status, label, ancestor, isolation, exited.",
+    notes="Filters: id, name, status, label, ancestor, isolation, exited, health.",
 )
 INSPECT = Command(
     inspect,

@@ -34,6 +34,15 @@ RESTART = Option(
     "start it again when it has ended: no, always, unless-stopped, on-failure[:NUMBER]",
     value="POLICY",
 )
+HEALTH_OPTIONS = (
+    Option("--health-cmd", "command for the shell that tells whether it is well", value="COMMAND"),
+    Option("--health-interval", "time between two checks (30s)", value="TIME"),
+    Option("--health-timeout", "time that one may take (30s)", value="TIME"),
+    Option("--health-retries", "failures in a row that make it unhealthy (3)", value="NUMBER"),
+    Option("--health-start-period", "time after the start in which failures don't count", value="TIME"),
+    Option("--health-start-interval", "time between two checks until then (5s)", value="TIME"),
+    Option("--no-healthcheck", "without the image's health check"),
+)
 LIMIT_OPTIONS = (
     Option("-m --memory", "memory limit, such as 512m", value="SIZE"),
     Option("--cpus", "CPU limit, such as 1.5", value="NUMBER"),
@@ -78,6 +87,7 @@ CREATE_OPTIONS = (
     Option("--tmpfs", "mount an empty folder in memory", value="TARGET[:OPTIONS]", many=True),
     Option("-p --publish", "publish a port on the host", value="[IP:][HOST:]PORT[/udp]", many=True),
     Option("--network --net", "network", value="MODE", choices=("bridge", "none", "host", "default")),
+    *HEALTH_OPTIONS,
     *LIMIT_OPTIONS,
     *SECURITY_OPTIONS,
     Option("-l --label", "label", value="KEY=VALUE", many=True),
