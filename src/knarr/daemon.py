@@ -131,7 +131,7 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
     stack.callback(images.close)
     networks = NetworkManager(state.instance, state.run, holder)
     networks.ensure()
-    stack.callback(_leave, state, networks, table)
+    stack.callback(_leave, holder, state, networks, table)
     _start_dns(holder, state)
     host = facts.probe()
     keeper = KeeperLink(state.run)
@@ -176,12 +176,15 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
     return engine
 
 
-def _leave(state: StateDir, networks: NetworkManager, table: Table) -> None:
+def _leave(holder: HolderClient, state: StateDir, networks: NetworkManager, table: Table) -> None:
     """With no workload left, what the host shared with this instance goes too."""
     alive = any(entry.w.status.alive for entry in table)
     networks.close(keep=alive)
     if alive:
         return
+    if "dns" in holder.roles():
+        # It would go on with the old sockets: deaf on the next network, and in the way of who gets this one.
+        holder.norole("dns")
     groups = cgroups.group_paths(cgroups.detect(), state.instance, "any")
     for folder in {os.path.dirname(path) for path in groups.values()}:
         try:

@@ -376,7 +376,12 @@ class NetworkManager:
                 continue
             with socket.socket(socket.AF_INET, kind) as sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                sock.bind((self.gateway, 53))
+                try:
+                    sock.bind((self.gateway, 53))
+                except OSError:
+                    # The one that worked must not keep this address from whoever gets it next.
+                    self._store.delete(f"{_DNS}{self.gateway}/*")
+                    raise
                 if kind is socket.SOCK_STREAM:
                     sock.listen(64)
                 self._store.put(name, sock.fileno())
