@@ -187,3 +187,21 @@ def test_history_diff_and_df(wall: Wall) -> None:
     wall.knarr("rmi", "made/more:1", check=True)
     assert "freed" in wall.knarr("image", "gc", check=True).out
     assert "never:1" in wall.knarr("image", "diff", IMAGE, "never:1").err
+
+
+def test_check_finds_and_mends(wall: Wall, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "word").write_bytes(b"right" * 4000)
+    with wall.box() as name:
+        wall.knarr("cp", str(tmp_path / "word"), f"{name}:/word", check=True)
+        wall.knarr("commit", name, "made/hurt:1", check=True)
+    assert wall.knarr("image", "check", check=True).out == "all is as it should be\n"
+    pool = pathlib.Path(wall.instance.root, "images/default/pool")
+    with open(pool, "r+b") as file:
+        file.seek(pool.read_bytes().index(b"rightright"))
+        file.write(b"wrong")
+    found = wall.knarr("image", "check")
+    assert (found.code, "contents are damaged in the pool" in found.out) == (1, True)
+    mended = wall.knarr("image", "check", "--repair", check=True)
+    assert ": repaired" in mended.out
+    assert wall.knarr("image", "check", check=True).out == "all is as it should be\n"
+    wall.knarr("rmi", "made/hurt:1", check=True)

@@ -67,6 +67,7 @@ GROUPS: dict[str, tuple[str, dict[str, str]]] = {
             "history": "imageinfo.HISTORY",
             "diff": "imageinfo.DIFF",
             "gc": "imageinfo.GC",
+            "check": "imageinfo.IMAGE_CHECK",
             "pull": "fetch.PULL",
             "load": "fetch.LOAD",
             "save": "imagetools.SAVE",

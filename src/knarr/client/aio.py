@@ -269,6 +269,10 @@ class AsyncClient:
     async def collect_images(self) -> Document:
         return await self._json(calls.post("/images/gc"))  # type: ignore[no-any-return]
 
+    def check_images(self, *, repair: bool = False) -> AsyncIterator[Document]:
+        """Progress; the last line has `problems`."""
+        return self._progress(calls.post("/images/check", {"repair": repair}))
+
     async def disk_usage(self) -> Document:
         return await self._json(calls.disk_usage())  # type: ignore[no-any-return]
 

@@ -54,6 +54,10 @@ class ImageCalls:
         """Give back what no image needs: `freed` bytes."""
         return self._json(calls.post("/images/gc"))  # type: ignore[no-any-return]
 
+    def check_images(self, *, repair: bool = False) -> Iterator[Document]:
+        """Progress; the last line has `problems`: `item`, `fact`, `repaired`, `hint`."""
+        return self._progress(calls.post("/images/check", {"repair": repair}))
+
     def disk_usage(self) -> Document:
         return self._json(calls.disk_usage())  # type: ignore[no-any-return]
 

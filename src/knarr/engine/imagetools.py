@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from knarr.images import compare, saving
-from knarr.model import names
+from knarr.engine.jobs import Job
+from knarr.images import check, compare, saving
+from knarr.model import codec, names
 from knarr.model.errors import Invalid, KnarrError
 
 if TYPE_CHECKING:
@@ -49,6 +50,24 @@ class ImageTools:
             found = await asyncio.to_thread(compare.differences, self._store, *images)
         for item in found:
             yield {"kind": item.kind, "path": item.path, "size": item.size}
+
+    async def check(self, *, repair: bool) -> AsyncIterator[dict[str, Any]]:
+        """Progress, then the problems."""
+        job = Job()
+
+        def work() -> list[check.Problem]:
+            with self._store.held(self._store.list()):
+                return check.Checker(store=self._store, progress=job, cancel=job.cancel, repair=repair).run()
+
+        future = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            async for line in job.lines(future):
+                yield line
+            yield {"ready": True, "problems": [codec.to_json(item) for item in await future]}
+        except KnarrError as error:
+            yield {"error": error.to_json()}
+        finally:
+            job.cancelled.set()
 
     async def collect(self) -> int:
         """The bytes given back."""

@@ -204,6 +204,24 @@ class ImageStore:
             with self.lock, contextlib.suppress(OSError, sqlite3.Error):
                 self._collector.settle()
 
+    def replace_blob(self, digest: str, data: bytes) -> None:
+        self.replace_file(self._blob_path(digest), data)
+
+    def drop_blob(self, digest: str) -> None:
+        """A damaged one: the next pull fetches it again."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._blob_path(digest))
+
+    def replace_file(self, path: str, data: bytes) -> None:
+        """A blob, tree or map as it should be, whole or not at all."""
+        with _translated():
+            temporary = os.path.join(self._temporary, f"repair-{os.path.basename(path)}")
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fdatasync(file.fileno())
+            os.rename(temporary, path)
+
     def blob_size(self, digest: str) -> int:
         """0 for one that is not kept."""
         return _size(self._blob_path(digest))

@@ -18,7 +18,7 @@ import stat
 import struct
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from isal import isal_zlib
 
@@ -31,7 +31,7 @@ from knarr.images.tree import Entry, clean_path, clean_xattrs
 from knarr.model.errors import Failed, Invalid, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from knarr.images.pool import Writer
     from knarr.images.source import Layer, Progress
@@ -258,10 +258,20 @@ def _write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
+class Contents(Protocol):
+    """Where files' contents go: the pool's `Writer`, or what compares them with the pool."""
+
+    def add(self, sha: bytes, views: list[memoryview], size: int) -> int: ...
+    def add_stream(self, views: Iterable[memoryview], size: int) -> tuple[int, int]: ...
+    def add_pieces(
+        self, pieces: Iterable[tuple[int, Iterable[memoryview]]], blocks: int, sha: hashlib._Hash
+    ) -> int: ...
+
+
 class Unpacker:
     """Tar members → entries."""
 
-    def __init__(self, writer: Writer, meter: Meter) -> None:
+    def __init__(self, writer: Contents, meter: Meter) -> None:
         self._writer = writer
         self._meter = meter
         self._limits = meter.limits

@@ -24,6 +24,11 @@ class SaveRequest:
     form: str = "docker-archive"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckRequest:
+    repair: bool = False
+
+
 async def send_bytes(request: web.Request, pieces: AsyncIterator[bytes]) -> web.StreamResponse:
     """An error after the first byte breaks the connection off: half an archive must not be taken for one."""
     response = web.StreamResponse(headers={"Content-Type": TAR})
@@ -80,6 +85,10 @@ async def diff(call: Call) -> web.StreamResponse:
     return await http.send_lines(call.request, call.engine.images.tools.diff(call.name, call.query["other"]))
 
 
+async def check(call: Call) -> web.StreamResponse:
+    return await http.send_lines(call.request, call.engine.images.tools.check(repair=call.body.repair))
+
+
 async def collect(call: Call) -> dict[str, Any]:
     return {"freed": await call.engine.images.tools.collect()}
 
@@ -91,6 +100,15 @@ async def disk_usage(call: Call) -> dict[str, Any]:
 ROUTES = (
     Route(
         method="GET", path="/v1/system/df", act=disk_usage, text="What images and workloads take on the disk"
+    ),
+    Route(
+        method="POST",
+        path="/v1/images/check",
+        act=check,
+        cancels=True,
+        text="Everything stored against its digests; the last line tells what was wrong, and repaired",
+        body=CheckRequest,
+        gives=LINES,
     ),
     Route(
         method="POST",

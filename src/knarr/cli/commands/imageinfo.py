@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from knarr.cli import tables
+from knarr.cli import progress, tables
 from knarr.cli.commands.images import created_since
 from knarr.cli.context import Context, printable, say
 from knarr.cli.options import Arguments, Command, Option
@@ -10,7 +10,7 @@ from knarr.model.units import format_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
 _WIDTH = 45
@@ -49,6 +49,26 @@ def gc(context: Context, a: Arguments) -> int:
     del a
     say(f"{format_bytes(int(context.client.collect_images()['freed']))} freed")
     return 0
+
+
+def check(context: Context, a: Arguments) -> int:
+    problems: list[Any] = []
+
+    def lines() -> Iterator[dict[str, Any]]:
+        for line in context.client.check_images(repair=a.repair):
+            if "ready" in line:
+                problems.extend(line["problems"])
+            else:
+                yield line
+
+    progress.show(lines(), quiet=a.quiet)
+    for problem in problems:
+        say(f"{printable(problem['item'])} {problem['fact']}" + (": repaired" if problem["repaired"] else ""))
+        if problem["hint"]:
+            say(f"  hint: {printable(problem['hint'])}")
+    if not problems:
+        say("all is as it should be")
+    return 0 if all(problem["repaired"] for problem in problems) else 1
 
 
 def df(context: Context, a: Arguments) -> int:
@@ -140,6 +160,16 @@ DIFF = Command(
     notes="Compares the indexes of the two; a time alone is no difference.",
 )
 GC = Command(gc, "give back what no image needs: places in the pool, blobs, what dead pulls left", "")
+IMAGE_CHECK = Command(
+    check,
+    "compare everything stored of images with its digests",
+    "",
+    (
+        Option("--repair", "mend what can be mended: the pool out of the blobs, trees, maps and the index"),
+        Option("-q --quiet", "no progress"),
+    ),
+    notes="Exits with 1 when something is damaged and was not repaired, and tells what to pull again.",
+)
 DF = Command(
     df,
     "what images and workloads take on the disk",
