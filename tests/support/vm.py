@@ -106,7 +106,7 @@ def launch(argv, numbers: dict[int, int]) -> subprocess.Popen:
         for number, fd in high.items():
             os.dup2(fd, number, inheritable=True)
 
-    return subprocess.Popen(argv, preexec_fn=arrange, close_fds=False)  # noqa: PLW1509
+    return subprocess.Popen(argv, preexec_fn=arrange, close_fds=False)
 
 
 def process(*args: str, **more) -> Process:
