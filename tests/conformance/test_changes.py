@@ -111,6 +111,12 @@ def test_update_holds_at_once_and_after_a_restart(wall: Wall) -> None:
         assert pids_limit(wall, name) == "max"
 
 
+def test_without_a_limit_of_processes_there_is_none(wall: Wall) -> None:
+    script = "cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/pids/pids.max 2>/dev/null"
+    for number in ("-1", "0"):
+        assert wall.shell(script, opts=("--pids-limit", number)).out.strip() == "max"
+
+
 def test_update_refuses_nonsense_and_keeps_what_was(wall: Wall) -> None:
     with wall.box(opts=("--pids-limit", "50")) as name:
         assert wall.knarr("update", name).code == 1

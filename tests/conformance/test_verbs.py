@@ -110,3 +110,14 @@ def test_restart_keeps_what_rm_would_remove(wall: Wall) -> None:
         assert state(wall, name)["id"] == first["id"]
         wall.knarr("kill", name, check=True)
         eventually(lambda: wall.knarr("inspect", name).code != 0, what="the removal")
+
+
+@pytest.mark.smoke
+def test_a_kill_for_memory_is_told(wall: Wall) -> None:
+    since = str(time.time())
+    script = "head -c 200m /dev/zero | tail > /dev/null; exit 5"
+    with wall.box("sh", "-c", script, opts=("-m", "32m")) as name:
+        wall.knarr("wait", name, check=True)
+        assert state(wall, name)["oom_killed"] is True
+        eventually(lambda: "die" in actions(wall, name, since), what="the end")
+        assert actions(wall, name, since)[-2:] == ["oom", "die"]

@@ -130,7 +130,7 @@ def resources(a: Arguments) -> Json:
             "memory": a.memory and units.parse_bytes(a.memory),
             "cpus": a.cpus and units.parse_cpus(a.cpus),
             "cpuset": a.cpuset_cpus,
-            "pids": pids if pids and pids > 0 else None,
+            "pids": -1 if pids == 0 else pids,
         }
     )
 

@@ -68,9 +68,13 @@ def _unlimited(layout: Layout, paths: dict[str, str]) -> Files:
 def merged(
     old: Resources, memory: int | None, cpus: float | None, cpuset: str | None, pids: int | None
 ) -> Resources:
-    """None keeps; 0, an empty text and -1 take a limit back."""
+    """None keeps; 0, an empty text and -1 take a limit back. Without a word there is a limit of processes,
+    so that "none" is a value of its own there.
+    """
     changes: dict[str, object] = {}
-    for name, value in (("memory", memory), ("cpus", cpus), ("cpuset", cpuset), ("pids", pids)):
+    for name, value in (("memory", memory), ("cpus", cpus), ("cpuset", cpuset)):
         if value is not None:
             changes[name] = None if value in (0, -1, "") else value
+    if pids is not None:
+        changes["pids"] = pids or -1
     return dataclasses.replace(old, **changes)  # type: ignore[arg-type]

@@ -64,7 +64,7 @@ def test_options_of_ps_that_are_not_there_are_refused() -> None:
 def test_limits_are_kept_changed_and_taken_back() -> None:
     old = Resources(memory=64 << 20, cpus=1.0, pids=5)
     new = relimit.merged(old, None, 0.0, "0", -1)
-    assert new == Resources(memory=64 << 20, cpus=None, cpuset="0", pids=None)
+    assert new == Resources(memory=64 << 20, cpus=None, cpuset="0", pids=-1)
 
 
 def test_a_refused_limit_leaves_all_as_it_was(tmp_path) -> None:
