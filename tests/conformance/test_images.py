@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from conformance.harness import IMAGE, eventually
+from support.registry import available, docker_registry
 
 if TYPE_CHECKING:
     from conformance.harness import Wall
@@ -205,3 +206,19 @@ def test_check_finds_and_mends(wall: Wall, tmp_path: pathlib.Path) -> None:
     assert ": repaired" in mended.out
     assert wall.knarr("image", "check", check=True).out == "all is as it should be\n"
     wall.knarr("rmi", "made/hurt:1", check=True)
+
+
+@pytest.mark.skipif(bool(available()), reason=f"power missing: {available()}")
+def test_push_and_pull_back(wall: Wall) -> None:
+    with docker_registry() as registry:
+        name = f"{registry.host}/my/app:1"
+        assert "is not here" in wall.knarr("push", name).err
+        wall.knarr("tag", IMAGE, name, check=True)
+        pushed = wall.knarr("push", name, check=True).out
+        wall.knarr("rmi", name, check=True)
+        wall.knarr("pull", name, check=True)
+        digest = wall.knarr("image", "inspect", "--format", "{{.digest}}", name, check=True).out
+        assert pushed == f"{name}@{digest}"
+    gone = wall.knarr("push", name)
+    assert (gone.code, "hint:" in gone.err) == (1, True)
+    wall.knarr("rmi", name, check=True)

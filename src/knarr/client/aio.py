@@ -273,6 +273,10 @@ class AsyncClient:
         """Progress; the last line has `problems`."""
         return self._progress(calls.post("/images/check", {"repair": repair}))
 
+    def push(self, reference: str, *, insecure: bool = False) -> AsyncIterator[Document]:
+        """Progress; the last line has the `digest` under which the registry has it."""
+        return self._progress(calls.post("/images/push", {"reference": reference, "insecure": insecure}))
+
     async def disk_usage(self) -> Document:
         return await self._json(calls.disk_usage())  # type: ignore[no-any-return]
 

@@ -58,6 +58,18 @@ class ImageCalls:
         """Progress; the last line has `problems`: `item`, `fact`, `repaired`, `hint`."""
         return self._progress(calls.post("/images/check", {"repair": repair}))
 
+    def push(
+        self,
+        reference: str,
+        *,
+        insecure: bool = False,
+        username: str | None = None,
+        password: str | None = None,
+    ) -> Iterator[Document]:
+        """Progress; the last line has the `digest` under which the registry has it."""
+        wanted = {"reference": reference, "insecure": insecure, "username": username, "password": password}
+        return self._progress(calls.post("/images/push", wanted))
+
     def disk_usage(self) -> Document:
         return self._json(calls.disk_usage())  # type: ignore[no-any-return]
 

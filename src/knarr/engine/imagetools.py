@@ -9,17 +9,19 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from knarr.engine.jobs import Job
-from knarr.images import check, compare, saving
+from knarr.images import auth, check, compare, registry, saving
+from knarr.images import push as pushing
 from knarr.model import codec, names
 from knarr.model.errors import Invalid, KnarrError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from knarr.images.store import ImageStore
     from knarr.model.resource import Image
 
 T = TypeVar("T")
+_MAX_SOURCES = 8
 ARCHIVE_FORMS = ("docker-archive", "oci-archive")
 
 
@@ -53,21 +55,48 @@ class ImageTools:
 
     async def check(self, *, repair: bool) -> AsyncIterator[dict[str, Any]]:
         """Progress, then the problems."""
-        job = Job()
 
-        def work() -> list[check.Problem]:
+        def work(job: Job) -> dict[str, Any]:
             with self._store.held(self._store.list()):
-                return check.Checker(store=self._store, progress=job, cancel=job.cancel, repair=repair).run()
+                checker = check.Checker(store=self._store, progress=job, cancel=job.cancel, repair=repair)
+                return {"problems": [codec.to_json(item) for item in checker.run()]}
 
-        future = asyncio.ensure_future(asyncio.to_thread(work))
-        try:
-            async for line in job.lines(future):
-                yield line
-            yield {"ready": True, "problems": [codec.to_json(item) for item in await future]}
-        except KnarrError as error:
-            yield {"error": error.to_json()}
-        finally:
-            job.cancelled.set()
+        async for line in _lines(work):
+            yield line
+
+    async def push(
+        self, name: str, *, insecure: bool, credentials: tuple[str, str] | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Progress, then the digest. Raises `Invalid` for a name that says no registry and tag."""
+        image = self._store.get(name)
+        wanted = [reference for reference in _as_references(name) if reference in image.references]
+        if not wanted:
+            raise Invalid(f"{name!r} is no name of the image", hint="knarr tag IMAGE REGISTRY/NAME:TAG")
+        reference = names.parse_reference(wanted[0])
+        login = auth.Credentials(username=credentials[0], password=credentials[1]) if credentials else None
+
+        def work(job: Job) -> dict[str, Any]:
+            with self._store.held([image]):
+                sources = pushing.sources(self._store, reference, names.parse_reference)
+                client = registry.Registry(
+                    reference.registry,
+                    credentials=login,
+                    insecure=insecure,
+                    actions="pull,push",
+                    sources=tuple(sorted(set(sources.values()))[:_MAX_SOURCES]),
+                )
+                push = pushing.Push(
+                    store=self._store,
+                    registry=client,
+                    reference=reference,
+                    sources=sources,
+                    progress=job,
+                    cancel=job.cancel,
+                )
+                return {"digest": push.run(saving.stored(self._store, image)), "reference": wanted[0]}
+
+        async for line in _lines(work):
+            yield line
 
     async def collect(self) -> int:
         """The bytes given back."""
@@ -95,6 +124,20 @@ def _as_references(name: str) -> list[str]:
         return [names.parse_reference(name).canonical]
     except KnarrError:
         return []
+
+
+async def _lines(work: Callable[[Job], dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+    """Progress, then `ready` with what the work gave, or `error`."""
+    job = Job()
+    future = asyncio.ensure_future(asyncio.to_thread(work, job))
+    try:
+        async for line in job.lines(future):
+            yield line
+        yield {"ready": True, **await future}
+    except KnarrError as error:
+        yield {"error": error.to_json()}
+    finally:
+        job.cancelled.set()
 
 
 async def in_thread(pieces: Iterator[T]) -> AsyncIterator[T]:

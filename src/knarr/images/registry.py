@@ -1,4 +1,4 @@
-"""Pull side of the OCI distribution API and Docker's v2: a reference becomes an `ImageSource`.
+"""The OCI distribution API and Docker's v2: a reference becomes an `ImageSource`, and what a push needs.
 
 Everything a registry says is untrusted: digests, sizes and media types are checked, authority goes to the
 registry alone. Layers are streamed by whoever ingests them, in as many threads as it likes; an interrupted
@@ -64,8 +64,19 @@ class _Tokens:
 class Registry:
     """One registry, one set of credentials. Safe to use from several threads."""
 
-    def __init__(self, name: str, *, credentials: Credentials | None = None, insecure: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        credentials: Credentials | None = None,
+        insecure: bool = False,
+        actions: str = "pull",
+        sources: tuple[str, ...] = (),
+    ) -> None:
+        """`actions` are asked for on the reference's repository, `pull` on the `sources` as well."""
         self.name = name
+        self._actions = actions
+        self._sources = sources
         host = _HUB_HOST if name == DEFAULT_REGISTRY else name
         self._origin, _ = transport.split_url(f"https://{host}")
         self._insecure = insecure or transport.is_loopback(self._origin.host)
@@ -189,14 +200,37 @@ class Registry:
                 )
             time.sleep(min(_PAUSE * 2**failures, _MAX_PAUSE))
 
-    def _asked(self, reference: Reference, path: str, headers: dict[str, str]) -> transport.Answer:
+    def send(
+        self,
+        reference: Reference,
+        method: str,
+        target: str,
+        headers: dict[str, str] | None = None,
+        body: bytes | None = None,
+    ) -> transport.Answer:
+        """One request of a push, whatever the answer. `target`: a path, or where a Location led. Raises
+        `Dropped` where another try is worth it.
+        """
+        return self._asked(reference, target, headers or {}, method=method, body=body)
+
+    def _asked(
+        self,
+        reference: Reference,
+        path: str,
+        headers: dict[str, str],
+        *,
+        method: str = "GET",
+        body: bytes | None = None,
+    ) -> transport.Answer:
         """Ask; if the registry wants to know who we are, say so once and ask again."""
         base = self._base or self._find_base()
+        url = path if path.startswith(("http://", "https://")) else base + path
+        foreign = transport.split_url(url)[0] != transport.split_url(base)[0]
         number, header = self._tokens.number, self._tokens.header
         for attempt in range(2):
-            sent = {**headers, "Authorization": header} if header else headers
+            sent = {**headers, "Authorization": header} if header and not foreign else headers
             try:
-                answer = transport.request(base + path, sent, verify=not self._insecure)
+                answer = transport.request(url, sent, verify=not self._insecure, method=method, body=body)
             except transport.NotTls as error:
                 raise Unavailable(
                     str(error), hint="use --insecure-registry if you trust the network"
@@ -258,7 +292,9 @@ class Registry:
             raise Denied(
                 f"registry {self.name!r} sends to a token service without TLS", hint="use --insecure-registry"
             )
-        query = {"scope": f"repository:{reference.repository}:pull"}
+        scopes = [f"repository:{reference.repository}:{self._actions}"]
+        scopes += [f"repository:{source}:pull" for source in self._sources]
+        query = {"scope": " ".join(scopes)}
         if parameters.get("service"):
             query["service"] = parameters["service"]
         credentials = self._credentials_for(origin.host)

@@ -29,6 +29,14 @@ class CheckRequest:
     repair: bool = False
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PushRequest:
+    reference: str
+    insecure: bool = False
+    username: str | None = None
+    password: str | None = None
+
+
 async def send_bytes(request: web.Request, pieces: AsyncIterator[bytes]) -> web.StreamResponse:
     """An error after the first byte breaks the connection off: half an archive must not be taken for one."""
     response = web.StreamResponse(headers={"Content-Type": TAR})
@@ -89,6 +97,13 @@ async def check(call: Call) -> web.StreamResponse:
     return await http.send_lines(call.request, call.engine.images.tools.check(repair=call.body.repair))
 
 
+async def push(call: Call) -> web.StreamResponse:
+    wanted: PushRequest = call.body
+    credentials = (wanted.username, wanted.password or "") if wanted.username else None
+    lines = call.engine.images.tools.push(wanted.reference, insecure=wanted.insecure, credentials=credentials)
+    return await http.send_lines(call.request, lines)
+
+
 async def collect(call: Call) -> dict[str, Any]:
     return {"freed": await call.engine.images.tools.collect()}
 
@@ -109,6 +124,16 @@ ROUTES = (
         text="Everything stored against its digests; the last line tells what was wrong, and repaired",
         body=CheckRequest,
         gives=LINES,
+    ),
+    Route(
+        method="POST",
+        path="/v1/images/push",
+        act=push,
+        cancels=True,
+        text="Send an image to the registry that its name says",
+        body=PushRequest,
+        gives=LINES,
+        errors=("not_found", "denied"),
     ),
     Route(
         method="POST",

@@ -38,6 +38,24 @@ def pull(context: Context, a: Arguments) -> int:
     return _finish(lines, a)
 
 
+def push(context: Context, a: Arguments) -> int:
+    username, password = _credentials(a)
+    found: dict[str, Any] = {}
+
+    def lines() -> Iterator[dict[str, Any]]:
+        for line in context.client.push(
+            a.operands[0], insecure=a.insecure_registry, username=username, password=password
+        ):
+            if "ready" in line:
+                found.update(line)
+            else:
+                yield line
+
+    progress.show(lines(), quiet=a.quiet)
+    say(f"{found['reference']}@{found['digest']}")
+    return 0
+
+
 def _credentials(a: Arguments) -> tuple[str | None, str | None]:
     """A password never comes from the command line, where every user of the host could read it."""
     if not a.password_stdin:
@@ -97,6 +115,19 @@ PULL = Command(
     ),
     complete="image",
     notes="Credentials are taken from docker's config.json where there are any.",
+)
+PUSH = Command(
+    push,
+    "send an image to the registry that its name says",
+    "IMAGE",
+    (
+        Option("--insecure-registry", "allow plain HTTP and unknown certificates"),
+        Option("-u --username", "user at the registry", value="NAME"),
+        Option("--password-stdin", "read the password from standard input"),
+        QUIET,
+    ),
+    complete="image",
+    notes="Layers go as they were pulled; what the registry has is not sent. knarr tag gives a name.",
 )
 LOAD = Command(
     load,
