@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from knarr.bench import image
 from knarr.bench.measure import Figure, Report
 from knarr.bench.start import spec, through_api
 from knarr.client.aio import AsyncClient
 from knarr.client.client import Client
+from knarr.model.errors import NotFound
 from knarr.model.workload import Isolation
 
 CLIENTS = (2, 4, 8)
@@ -35,21 +39,23 @@ def sustained(client: Client, count: int, lives: int) -> float:
     return lives // count * count / (time.perf_counter() - started)
 
 
-async def _life(client: AsyncClient, latencies: list[float]) -> None:
+async def _life(client: AsyncClient, name: str, latencies: list[float]) -> None:
     begun = time.perf_counter()
-    name = (await client.create(spec(WALL, "true")))["id"]
     try:
+        await client.create(replace(spec(WALL, "true"), name=name))
         await client.start(name)
         latencies.append((time.perf_counter() - begun) * 1e3)
         await client.wait(name)
     finally:
-        await client.remove(name, force=True)
+        # By the name given to it: ended in the middle of the creation, nobody would know its id.
+        with contextlib.suppress(NotFound):
+            await client.remove(name, force=True)
 
 
 async def _burst(run: str, count: int) -> list[float]:
     latencies: list[float] = []
     client = AsyncClient(run)
-    await asyncio.gather(*(_life(client, latencies) for _ in range(count)))
+    await asyncio.gather(*(_life(client, f"bench-{os.getpid()}-{n}", latencies) for n in range(count)))
     return latencies
 
 
