@@ -89,7 +89,12 @@ GROUPS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "system": (
         "the host and the engine: what they can do, what they use",
-        {"info": "system.INFO", "check": "system.CHECK", "df": "imageinfo.DF"},
+        {
+            "info": "system.INFO",
+            "check": "system.CHECK",
+            "df": "imageinfo.DF",
+            "templates": "templates.TEMPLATES",
+        },
     ),
     "daemon": (
         "the engine's processes",

@@ -232,6 +232,18 @@ class AsyncClient:
     async def system_info(self) -> Document:
         return await self._json(calls.system_info())  # type: ignore[no-any-return]
 
+    async def templates(self) -> list[Document]:
+        return await self._json(calls.templates())  # type: ignore[no-any-return]
+
+    async def make_template(
+        self, *, memory: int | None = None, cpus: float | None = None, kernel: str | None = None
+    ) -> Document:
+        call = calls.make_template(memory=memory, cpus=cpus, kernel=kernel)
+        return await self._json(call)  # type: ignore[no-any-return]
+
+    async def remove_template(self, key: str) -> Document:
+        return await self._json(calls.remove_template(key))  # type: ignore[no-any-return]
+
     async def openapi(self) -> Document:
         return await self._json(calls.openapi())  # type: ignore[no-any-return]
 

@@ -89,6 +89,19 @@ def system_info() -> Call:
     return Call("GET", "/system/info")
 
 
+def templates() -> Call:
+    return Call("GET", "/system/templates")
+
+
+def make_template(*, memory: int | None, cpus: float | None, kernel: str | None) -> Call:
+    wanted = {"memory": memory, "cpus": cpus, "kernel": kernel}
+    return _post("/system/templates", {key: value for key, value in wanted.items() if value is not None})
+
+
+def remove_template(key: str) -> Call:
+    return Call("DELETE", f"/system/templates/{quote(key)}")
+
+
 def openapi() -> Call:
     return Call("GET", "/openapi.json")
 

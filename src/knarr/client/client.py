@@ -198,6 +198,19 @@ class Client(ImageCalls):
     def system_info(self) -> Document:
         return self._json(calls.system_info())  # type: ignore[no-any-return]
 
+    def templates(self) -> list[Document]:
+        """Saved microVMs that starts resume."""
+        return self._json(calls.templates())  # type: ignore[no-any-return]
+
+    def make_template(
+        self, *, memory: int | None = None, cpus: float | None = None, kernel: str | None = None
+    ) -> Document:
+        """For microVMs with these limits, unless it is there."""
+        return self._json(calls.make_template(memory=memory, cpus=cpus, kernel=kernel))  # type: ignore[no-any-return]
+
+    def remove_template(self, key: str) -> Document:
+        return self._json(calls.remove_template(key))  # type: ignore[no-any-return]
+
     def openapi(self) -> Document:
         return self._json(calls.openapi())  # type: ignore[no-any-return]
 

@@ -74,7 +74,9 @@ class Workload:
     """with the host ports chosen; empty while not running"""
     warnings: tuple[str, ...] = ()
     private: dict[str, Any] = field(default_factory=dict)
-    """plain JSON that the driver wants back after a daemon restart; saved with every change of state"""
+    """plain JSON that the driver wants back after a daemon restart; saved with every change of state.
+    `start`, if there, is text for the event of that name
+    """
     exit_hook: Callable[[int], bool] | None = None
     """set by a driver inside `start`: gets the wait status of an exit; True = the driver deals with it
     (boots again)
@@ -293,6 +295,27 @@ class Describer(Protocol):
     """A wall that has more to say in `system info`, such as its accelerator and why."""
 
     async def describe(self) -> dict[str, str]: ...
+
+
+@runtime_checkable
+class Templating(Protocol):
+    """A wall whose starts may resume a template that was made before."""
+
+    def templates(self) -> list[dict[str, Any]]:
+        """Plain values for people and programs, the most recently used first."""
+
+    async def make_template(self, resources: Resources, kernel: str | None) -> dict[str, Any]:
+        """For workloads with these limits; one that is there already is the answer too."""
+
+    async def remove_template(self, key: str) -> dict[str, Any]:
+        """`key` may be shortened. Raises `NotFound`."""
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """A wall with something under way that must not outlive the daemon."""
+
+    async def close(self) -> None: ...
 
 
 @runtime_checkable

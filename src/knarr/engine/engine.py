@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from knarr.engine import acts, changes, merge, network, processes, validate, views
-from knarr.engine.driver import Provisioner, Workload
+from knarr.engine.driver import Closing, Provisioner, Workload
 from knarr.engine.jobs import Job
 from knarr.engine.streams import ExecTerminal
 from knarr.engine.table import Entry, Table
@@ -351,6 +351,9 @@ class Engine:
         """Nothing that runs is touched."""
         self.life.restarts.halt()
         self.life.health.close()
+        for driver in self.life.drivers.values():
+            if isinstance(driver, Closing):
+                await driver.close()
         await asyncio.wait_for(self.life.settle(), 5)
 
 

@@ -122,7 +122,7 @@ class Lifecycle:
             w.status = Status.RUNNING
             w.started = time.time_ns()
             self.health.begin(entry, fresh=True)
-            self.commit(w, "start")
+            self.commit(w, "start", w.private.get("start"))
 
     def _start_failed(self, entry: Entry, before: Status, error: BaseException) -> None:
         w = entry.w

@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import knarr
-from knarr.engine.driver import Describer
+from knarr.engine.driver import Describer, Templating
 from knarr.keeper import roles
 from knarr.model import codec
 from knarr.model.errors import Failed
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from knarr.engine.table import Table
     from knarr.images.store import ImageStore
     from knarr.kernel import facts
-    from knarr.model.workload import Isolation
+    from knarr.model.workload import Isolation, Resources
     from knarr.store.state import StateDir
 
 API_VERSION = "1"
@@ -69,6 +69,18 @@ class System:
             "facts": codec.to_json(self._host),
             "checks": await checks(),
         }
+
+    def templates(self) -> list[dict[str, Any]]:
+        return [item for driver in self._templating() for item in driver.templates()]
+
+    async def make_template(self, resources: Resources, kernel: str | None) -> dict[str, Any]:
+        return await self._templating()[0].make_template(resources, kernel)
+
+    async def remove_template(self, key: str) -> dict[str, Any]:
+        return await self._templating()[0].remove_template(key)
+
+    def _templating(self) -> list[Templating]:
+        return [driver for driver in self._drivers.values() if isinstance(driver, Templating)]
 
 
 async def _describe(driver: Driver) -> dict[str, Any]:

@@ -21,8 +21,10 @@ _QEMU_DATA = ("bios-microvm.bin", "pvh.bin", "linuxboot_dma.bin")
 _DATA_FOLDERS = ("/usr/share/qemu", "/usr/share/seabios", "/usr/lib/ipxe/qemu")
 _MODULES = ("accel-tcg-x86_64.so",)
 _FOLDERS = ("kernel", "dev", "tmp", "proc", "share", "single")
-"""mount points: the guest kernel's folder, /dev/kvm, what a folder server exports"""
-_FILES = ("dev/kvm", "single/file")
+"""mount points: the guest kernel's folder, /dev/kvm, what a folder server exports, a template's memory"""
+_FILES = ("dev/kvm", "single/file", "mem")
+_LAYOUT = 2
+"""of the places above: a jail of another layout is another jail"""
 _DIRECT_PLACE = "/usr/share/qemu"
 VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 
@@ -33,19 +35,27 @@ class Jail:
     """on the host"""
     program: str
     """inside"""
+    preload: str = ""
+    """inside: a library for those that resume a template"""
 
 
-def build(root: str, program: str) -> Jail:
-    """A jail for QEMU (a name in PATH) or virtiofsd (a path). Raises `Unavailable` naming the package."""
+def build(root: str, program: str, preload: str = "") -> Jail:
+    """A jail for QEMU (a name in PATH) or virtiofsd (a path), with one more library of ours.
+
+    Raises `Unavailable` naming the package.
+    """
     found = shutil.which(program)
     if found is None:
         raise Unavailable(f"{program!r} is not installed", hint="apt-get install qemu-system-x86")
     found = os.path.realpath(found)
     files = _files_now(found)
+    place = f"/usr/lib/knarr/{os.path.basename(preload)}" if preload else ""
+    if preload:
+        files = {**files, place: preload}
     jail = os.path.join(root, "jails", _digest(files))
     if not os.path.isdir(jail):
         _publish(jail, files)
-    return Jail(root=jail, program=found)
+    return Jail(root=jail, program=found, preload=place)
 
 
 def virtiofsd() -> str:
@@ -135,7 +145,7 @@ def _qemu_data() -> dict[str, str]:
 
 
 def _digest(files: dict[str, str]) -> str:
-    state = hashlib.sha256()
+    state = hashlib.sha256(f"{_LAYOUT}\n".encode())
     for place, source in sorted(files.items()):
         status = os.stat(source)
         state.update(f"{place}\0{source}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())

@@ -66,7 +66,7 @@ def host_resources(memory: int, cpus: float | None) -> Resources:
     return Resources(memory=memory + VMM_OVERHEAD, cpus=None if cpus is None else cpus + 1, pids=_PROCESSES)
 
 
-def jailed(argv: tuple[str, ...], fds: dict[str, int], inside: Confinement) -> Plan:
+def jailed(argv: tuple[str, ...], fds: dict[str, int], inside: Confinement, *, preload: str = "") -> Plan:
     root = inside.jail.root
     outside: tuple[Step, ...] = ()
     if inside.groups:
@@ -96,5 +96,5 @@ def jailed(argv: tuple[str, ...], fds: dict[str, int], inside: Confinement) -> P
         ),
         fds=fds,
         argv=argv,
-        env=("PATH=/usr/bin",),
+        env=("PATH=/usr/bin", *((f"LD_PRELOAD={preload}",) if preload else ())),
     )

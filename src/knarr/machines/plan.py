@@ -1,17 +1,20 @@
 """The launch plan of a microVM: QEMU's command line, its descriptors, its jail. Pure.
 
-The device list is the template's (docs/architecture.md section 8): one virtio-serial with named ports, the
-disks in a fixed order, then the network card, then folders. Every file is a descriptor, because the jailed
-QEMU sees an almost empty root. Out of scope: what the guest is told (`machines.request`).
+The device list is an ABI (docs/architecture.md section 8), for a template's state fits no other: one
+virtio-serial with five named ports, three disks, one network card, the same whatever a workload uses of them;
+then folders. Every file is a descriptor, because the jailed QEMU sees an almost empty root.
+Out of scope: what the guest is told (`machines.request`), where templates are (`machines.templates`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import math
 import os
 from dataclasses import dataclass, field
 
+from knarr.machines import disks
 from knarr.machines.kernels import GuestKernel
 from knarr.model.resource import Attachment
 from knarr.model.workload import Resources
@@ -24,14 +27,31 @@ GUEST_OVERHEAD = 96 * MIB
 CLASSES = tuple(size * MIB for size in (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536))
 
 # descriptor numbers in QEMU
-NULL, OUT, ERR, CONTROL, QMP, STDIN, STDOUT, STDERR, STATUS, CONSOLE, TREE, MAP, POOL, UPPER, TAP = range(15)
+NULL, OUT, ERR, CONTROL, QMP, STDIN, STDOUT, STDERR, STATUS, CONSOLE, TREE, MAP, POOL, UPPER, TAP, STATE = (
+    range(16)
+)
 FOLDERS = 20
+MEMORY_FILE = "/mem"
+"""a template's memory inside the jail"""
 
 _KERNEL_OPTIONS = (
     "quiet no_timer_check tsc=reliable cryptomgr.notests rcupdate.rcu_expedited=1 random.trust_cpu=on "
     "nokaslr panic=-1 reboot=t console=ttyS0"
 )
+_ANY = 1 << 43
+_NO_MAC = "02:00:00:00:00:01"
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+class Birth(enum.Enum):
+    """How a machine comes to life."""
+
+    COLD = "cold"
+    """its kernel boots"""
+    TEMPLATE = "template"
+    """its kernel boots with nothing behind its devices, to be saved"""
+    RESUME = "resume"
+    """it goes on where its template was saved"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +69,7 @@ class MachineInput:
     folders: tuple[str, ...] = ()
     """tags of virtiofs devices; descriptor FOLDERS + index is connected to each one's server"""
     name: str = "knarr"
+    birth: Birth = Birth.COLD
 
 
 def in_jail(machine: MachineInput, program: str) -> MachineInput:
@@ -83,20 +104,21 @@ def argv(machine: MachineInput) -> tuple[str, ...]:
     return (
         machine.qemu,
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", machine.name),
-        *("-M", board + (",memory-backend=ram" if machine.folders else "")),
+        *("-M", board + (",memory-backend=ram" if _own_memory(machine) else "")),
         *_accelerator(machine.accel),
         *("-m", f"{memory}M", "-smp", str(vcpus(machine.resources.cpus))),
-        *_memory_backend(memory, shared=bool(machine.folders)),
+        *_memory_backend(machine, memory),
         *("-kernel", machine.kernel.vmlinux, "-initrd", machine.kernel.initramfs),
         *("-append", f"tsc_early_khz={machine.tsc_khz} {_KERNEL_OPTIONS}"),
         *("-add-fd", f"fd={CONSOLE},set={CONSOLE}", "-chardev", _file_chardev("console", CONSOLE)),
         *("-serial", "chardev:console"),
         *_ports(machine),
-        *_disks(),
+        *(_empty_disks() if machine.birth is Birth.TEMPLATE else _disks()),
         *_network(machine.attachment),
         *_folder_devices(machine.folders),
         *("-chardev", f"socket,id=qmp,fd={QMP}", "-mon", "chardev=qmp,mode=control"),
         *("-sandbox", _SANDBOX),
+        *(("-incoming", "defer") if machine.birth is Birth.RESUME else ()),
     )
 
 
@@ -111,11 +133,11 @@ def fd_numbers(machine: MachineInput) -> dict[str, int]:
         "stdout": STDOUT,
         "status": STATUS,
         "console": CONSOLE,
-        "tree": TREE,
-        "map": MAP,
-        "pool": POOL,
-        "upper": UPPER,
     }
+    if machine.birth is not Birth.TEMPLATE:
+        numbers |= {"tree": TREE, "map": MAP, "pool": POOL, "upper": UPPER}
+    if machine.birth is Birth.RESUME:
+        numbers["state"] = STATE
     if not machine.tty:
         numbers["stderr"] = STDERR
     if machine.stdin:
@@ -131,10 +153,24 @@ def _accelerator(accel: str) -> tuple[str, ...]:
     return ("-accel", "tcg,tb-size=64", "-cpu", "qemu64")
 
 
-def _memory_backend(memory: int, *, shared: bool) -> tuple[str, ...]:
-    # virtiofsd maps the guest's memory, so it must be shared; the modern virtio-mmio is its demand
-    if not shared:
+def _own_memory(machine: MachineInput) -> bool:
+    return bool(machine.folders) or machine.birth is not Birth.COLD
+
+
+def _memory_backend(machine: MachineInput, memory: int) -> tuple[str, ...]:
+    """A template's memory is written to its file; one that resumes has that file as a private mapping."""
+    if machine.birth is not Birth.COLD:
+        if machine.folders:
+            # the folders' servers would miss the private pages, and write into the template
+            raise ValueError("a machine with folders can't have a template")
+        share = "on" if machine.birth is Birth.TEMPLATE else "off"
+        return (
+            "-object",
+            f"memory-backend-file,id=ram,size={memory}M,mem-path={MEMORY_FILE},share={share}",
+        )
+    if not machine.folders:
         return ()
+    # virtiofsd maps the guest's memory, so it must be shared; the modern virtio-mmio is its demand
     backend = f"memory-backend-memfd,id=ram,size={memory}M,share=on"
     return ("-object", backend, "-global", "virtio-mmio.force-legacy=false")
 
@@ -146,15 +182,15 @@ def _file_chardev(name: str, number: int) -> str:
 
 def _ports(machine: MachineInput) -> tuple[str, ...]:
     """Stream ports write straight into the pipes a container would; a full one holds the guest up."""
-    ports = [
+    ports = (
         ("control", f"socket,id=control,fd={CONTROL}", 0),
         ("status", _file_chardev("status", STATUS), STATUS),
-    ]
-    if machine.stdin:
-        ports.append(("stdin", f"socket,id=stdin,fd={STDIN}", 0))
-    ports.append(("stdout", _file_chardev("stdout", STDOUT), STDOUT))
-    if not machine.tty:
-        ports.append(("stderr", _file_chardev("stderr", STDERR), STDERR))
+        ("stdin", f"socket,id=stdin,fd={STDIN}" if machine.stdin else "null,id=stdin", 0),
+        ("stdout", _file_chardev("stdout", STDOUT), STDOUT),
+        ("stderr", "null,id=stderr", 0)
+        if machine.tty
+        else ("stderr", _file_chardev("stderr", STDERR), STDERR),
+    )
     found = ["-device", "virtio-serial-device,max_ports=16"]
     for number, (name, chardev, fdset) in enumerate(ports, 1):
         if fdset:
@@ -177,13 +213,30 @@ def _disks() -> tuple[str, ...]:
     return tuple(found)
 
 
+def _empty_disks() -> tuple[str, ...]:
+    """The guest keeps their sizes when others are behind them: the writable one's is every upper's, and an
+    image's file systems know their own and lie within any that is large enough.
+    """
+    found: list[str] = []
+    for name, size, only in (("tree", _ANY, "on"), ("pool", _ANY, "on"), ("upper", disks.SIZE, "off")):
+        found += ["-blockdev", f"driver=null-co,node-name={name},size={size},read-zeroes=on,read-only={only}"]
+        found += ["-device", f"virtio-blk-device,drive={name}"]
+    return tuple(found)
+
+
 def _file(key: str, number: int, *, locking: str = "off") -> str:
     return f"{key}.driver=file,{key}.filename=/dev/fdset/{number},{key}.locking={locking}"
 
 
 def _network(attachment: Attachment | None) -> tuple[str, ...]:
+    """A resumed card has its template's address until the agent sets its own."""
     if attachment is None:
-        return ()
+        return (
+            "-netdev",
+            "hubport,id=net0,hubid=0",
+            "-device",
+            f"virtio-net-device,netdev=net0,mac={_NO_MAC}",
+        )
     card = f"virtio-net-device,netdev=net0,mac={attachment.mac}"
     return ("-netdev", f"tap,id=net0,fd={TAP}", "-device", card)
 

@@ -176,6 +176,7 @@ def _network(attachment: Attachment | None) -> Records:
         return ()
     netmask = ipaddress.IPv4Network(f"0.0.0.0/{attachment.prefix}").netmask
     return (
+        ("mac", attachment.mac.encode()),
         ("address", attachment.address.encode()),
         ("netmask", str(netmask).encode()),
         ("gateway", attachment.gateway.encode()),

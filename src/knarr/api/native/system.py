@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from knarr.api import http
 from knarr.api.native import openapi
 from knarr.api.native.routes import Call, Param, Route
 from knarr.model import codec
+from knarr.model.workload import Resources
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -39,7 +41,45 @@ async def events(call: Call) -> web.StreamResponse:
     return await http.send_lines(call.request, lines())
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TemplateRequest:
+    """A class of microVMs: limits as a workload's, and a kernel of one's own."""
+
+    memory: int | None = None
+    cpus: float | None = None
+    kernel: str | None = None
+
+
+async def templates(call: Call) -> list[dict[str, Any]]:
+    return call.engine.system.templates()
+
+
+async def make_template(call: Call) -> dict[str, Any]:
+    wanted: TemplateRequest = call.body
+    resources = Resources(memory=wanted.memory, cpus=wanted.cpus)
+    return await call.engine.system.make_template(resources, wanted.kernel)
+
+
+async def remove_template(call: Call) -> dict[str, Any]:
+    return await call.engine.system.remove_template(call.name)
+
+
 ROUTES = (
+    Route(method="GET", path="/v1/system/templates", act=templates, text="Saved microVMs that starts resume"),
+    Route(
+        method="POST",
+        path="/v1/system/templates",
+        act=make_template,
+        text="Boot and save the microVM for workloads with these limits, unless it is there",
+        body=TemplateRequest,
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/system/templates/{name}",
+        act=remove_template,
+        text="Remove one; what resumed from it goes on",
+        errors=("not_found",),
+    ),
     Route(method="GET", path="/v1/version", act=version, text="Versions of engine, API and kernel"),
     Route(
         method="GET", path="/v1/system/info", act=info, text="This host and instance, and what they can do"

@@ -93,6 +93,18 @@ static int wait_port(const char *name, int flags)
 	return -1;
 }
 
+/* Give every waiting device of that kind (virtio's number, "0x0002" a disk) its driver, in the order of the device list. */
+static void bind_devices(const char *kind)
+{
+	for (int i = 0; i < 32; i++) {
+		char path[64], name[16], found[16];
+		snprintf(name, sizeof name, "virtio%d", i);
+		snprintf(path, sizeof path, "/sys/bus/virtio/devices/%s/device", name);
+		if (read_file(path, found, sizeof found) > 0 && !strncmp(found, kind, 6))
+			write_file("/sys/bus/virtio/drivers_probe", name);
+	}
+}
+
 static void set_clock(long long ns)
 {
 	struct timespec now = { .tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000 };
@@ -117,6 +129,18 @@ static void seed_random(struct record *seed)
 	close(fd);
 }
 
+/* A template's disks are empty ones: what was read of them when they appeared must not be taken for the real ones'. */
+static void forget_disk(char letter)
+{
+	char path[16];
+	snprintf(path, sizeof path, "/dev/vd%c", letter);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	ioctl(fd, BLKFLSBUF);
+	close(fd);
+}
+
 /* Where the tree, the pool map and the writable layer become one root: ROOTFS. 0 or -1, *step names what failed. */
 static int mount_disks(const char **step)
 {
@@ -125,6 +149,8 @@ static int mount_disks(const char **step)
 	mkdir(ROOTFS, 0755);
 	for (int i = 0; i < 5000 && access("/dev/vdc", F_OK); i++)
 		usleep(500);
+	for (char *disk = "abc"; *disk; disk++)
+		forget_disk(*disk);
 	*step = "mount the image's tree";
 	if (mount("/dev/vda", LOWER, "erofs", MS_RDONLY, "device=/dev/vdb") < 0)
 		return -1;
@@ -146,6 +172,18 @@ static int set_address(int fd, const char *link, unsigned long request, const ch
 	if (inet_pton(AF_INET, address, &in->sin_addr) != 1)
 		return -1;
 	return ioctl(fd, request, &ifr);
+}
+
+/* A card of a resumed machine still has its template's. */
+static int set_mac(int fd, const char *link, const char *mac)
+{
+	struct ifreq ifr = { 0 };
+	unsigned char *b = (void *)ifr.ifr_hwaddr.sa_data;
+	if (!mac || sscanf(mac, "%hhx:%hhx:%hhx:%hhx:%hhx:%hhx", b, b + 1, b + 2, b + 3, b + 4, b + 5) != 6)
+		return 0;
+	snprintf(ifr.ifr_name, sizeof ifr.ifr_name, "%s", link);
+	ifr.ifr_hwaddr.sa_family = 1; /* ARPHRD_ETHER */
+	return ioctl(fd, SIOCSIFHWADDR, &ifr);
 }
 
 static int link_up(int fd, const char *link)
@@ -177,6 +215,8 @@ static int set_up_eth0(int fd, struct request *q)
 	for (int i = 0; i < 2000 && access("/sys/class/net/eth0", F_OK); i++)
 		usleep(500);
 	snprintf(ifr.ifr_name, sizeof ifr.ifr_name, "eth0");
+	if (set_mac(fd, "eth0", request_text(q, "mac")) < 0)
+		return -1;
 	ifr.ifr_mtu = request_number(q, "mtu", 1500);
 	if (ifr.ifr_mtu != 1500 && ioctl(fd, SIOCSIFMTU, &ifr) < 0)
 		return -1;

@@ -12,13 +12,14 @@ import os
 import signal
 import time
 from contextlib import AsyncExitStack, nullcontext
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from knarr.engine.driver import ExitResult, PathStat, Services, Stats, Workload
 from knarr.engine.drivers import vm_boot
 from knarr.engine.drivers.failures import hint_of, hinted
 from knarr.engine.drivers.vm_idle import IdleMachines
 from knarr.engine.drivers.vm_streams import VmExec, VmStdinTable
+from knarr.engine.drivers.vm_templates import template_view
 from knarr.kernel import caps, cgroups, changes, facts, proctable, relimit, seccomp
 from knarr.machines import accel, disks, folders, jail, launch, plan, request, status, wire
 from knarr.machines.agent import Agent, AgentGone
@@ -119,11 +120,33 @@ class MicrovmDriver:
             "kernel": kernel.version if kernel else "fetched at the first start",
             "accelerator": found.kind if found else "found out at the first start",
             "reason": found.reason if found else "",
+            "templates": str(len(self._boot.templates.store.list())),
         }
 
+    def templates(self) -> list[dict[str, Any]]:
+        return [template_view(item) for item in self._boot.templates.store.list()]
+
+    async def make_template(self, resources: Resources, kernel: str | None) -> dict[str, Any]:
+        found = await self._guest_kernel(kernel)
+        chosen = await self._boot.accelerator(found)
+        machine = plan.MachineInput(
+            kernel=found, accel=chosen.kind, tsc_khz=chosen.tsc_khz, resources=resources
+        )
+        return template_view(await self._boot.templates.make(machine))
+
+    async def remove_template(self, key: str) -> dict[str, Any]:
+        return template_view(await asyncio.to_thread(self._boot.templates.store.remove, key))
+
+    async def close(self) -> None:
+        await self._boot.templates.close()
+
     async def _kernel(self, w: Workload, tell: Callable[[str], None] = lambda _: None) -> GuestKernel:
+        return await self._guest_kernel(w.spec.kernel, tell)
+
+    async def _guest_kernel(
+        self, own: str | None, tell: Callable[[str], None] = lambda _: None
+    ) -> GuestKernel:
         async with self._kernel_lock:
-            own = w.spec.kernel
             if own is not None:
                 return await asyncio.to_thread(self._kernels.bring, own)
             return await asyncio.to_thread(self._kernels.fetch, tell)

@@ -1,5 +1,6 @@
 """Booting a microVM: its descriptors, its jail, its folder servers, and the deadline with two more tries.
 
+Where there is a template (`drivers.vm_templates`), a machine resumes it; one that does not answer boots cold.
 Under TCG a boot hangs once in a while, so one that does not answer is killed and begun again; then it fails
 with the console's last lines. Out of scope: the workload and all that comes after its start
 (`drivers.microvm`).
@@ -8,6 +9,7 @@ with the console's last lines. Out of scope: the workload and all that comes aft
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import socket
@@ -16,9 +18,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from knarr.engine.drivers.vm_templates import Templates, resume
+from knarr.kernel import facts
 from knarr.kernel import fds as descriptors
-from knarr.machines import accel, folders, jail, launch, plan
+from knarr.machines import accel, folders, jail, launch, plan, templates
 from knarr.machines.agent import Agent, AgentGone
+from knarr.machines.plan import Birth
 from knarr.model.errors import Failed, KnarrError
 
 if TYPE_CHECKING:
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from knarr.machines.accel import Accel
     from knarr.machines.kernels import GuestKernel
     from knarr.machines.wire import Records
+    from knarr.model.resource import RootFs
     from knarr.model.workload import Mount
 
 TRIES = 3
@@ -44,11 +50,14 @@ class Boot:
     key: str
     machine: plan.MachineInput
     records: Records
+    """the start request; empty = none"""
     uid: int
     binds: tuple[tuple[Mount, int], ...] = ()
     log: str | None = None
     """folder of the streams' files; None = what is written goes nowhere"""
     tap: int | None = None
+    template: str = ""
+    """folder of the template to resume or to make"""
 
 
 def deadline(kind: str) -> float:
@@ -83,6 +92,7 @@ class Booter:
     def __init__(self, services: Services) -> None:
         self._s = services
         self._lock = asyncio.Lock()
+        self.templates = Templates(services, self)
 
     async def accelerator(self, kernel: GuestKernel) -> Accel:
         async with self._lock:
@@ -90,18 +100,52 @@ class Booter:
 
     async def boot(self, w: Workload, boot: Boot) -> tuple[int, Agent]:
         """Until the agent has the start request and answers. The machine is the keeper's from then on."""
-        problem: KnarrError = AgentGone("the machine did not boot")
-        for attempt in range(TRIES):
-            try:
-                return await self._try(w, boot)
-            except AgentGone as error:
-                problem = error
-                await self.destroy(boot.key, len(boot.binds))
-                self._s.emit(w, "boot", {"attempt": str(attempt + 1), "result": "no answer"})
-            except BaseException:
-                await self.destroy(boot.key, len(boot.binds))
-                raise
+        with self.templates.busy():
+            resumed = await self._resume(w, boot)
+            if resumed is not None:
+                return resumed
+            problem: KnarrError = AgentGone("the machine did not boot")
+            for attempt in range(TRIES):
+                try:
+                    started = await self._try(w, boot)
+                except AgentGone as error:
+                    problem = error
+                    await self.destroy(boot.key, len(boot.binds))
+                    self._s.emit(w, "boot", {"attempt": str(attempt + 1), "result": "no answer"})
+                except BaseException:
+                    await self.destroy(boot.key, len(boot.binds))
+                    raise
+                else:
+                    self.templates.want(boot.machine)
+                    return started
         raise Failed(f"{problem.message} after {TRIES} boots{_tail(w.dir)}", hint=f"see {w.dir}/console.log")
+
+    async def _resume(self, w: Workload, boot: Boot) -> tuple[int, Agent] | None:
+        """The machine out of its template, or None: it is to boot cold, and the reason is noted."""
+        template, reason = self.templates.find(boot.machine, await self.box())
+        if template is None:
+            _note(w, boot, {"boot": "cold", "reason": reason})
+            return None
+        machine = dataclasses.replace(boot.machine, birth=Birth.RESUME)
+        try:
+            started = await self._try(w, dataclasses.replace(boot, machine=machine, template=template.folder))
+        except (KnarrError, OSError) as error:
+            await self.destroy(boot.key)
+            reason = error.message if isinstance(error, KnarrError) else str(error)
+            self._s.emit(w, "template_fallback", {"template": template.key, "reason": reason})
+            self.templates.spoiled(template)
+            _note(w, boot, {"boot": "cold", "reason": "template failed"})
+            return None
+        except BaseException:
+            await self.destroy(boot.key)
+            raise
+        _note(w, boot, {"boot": "template"})
+        return started
+
+    async def box(self) -> jail.Jail:
+        """QEMU's, built once per version."""
+        library = facts.native_program("template.so")
+        return await asyncio.to_thread(jail.build, self._s.root, plan.QEMU, library)
 
     async def destroy(self, key: str, servers: int = 0) -> None:
         """Kill machine and folder servers, wait until the keeper has reaped them, forget them."""
@@ -131,23 +175,40 @@ class Booter:
 
     async def _try(self, w: Workload, boot: Boot) -> tuple[int, Agent]:
         with ExitStack() as held:
-            opened = self._open(w, boot, held)
-            box = await asyncio.to_thread(jail.build, self._s.root, plan.QEMU)
+            opened = self._open(w.dir, boot, held) | self._open_disks(w.image.rootfs, w.dir, held)
             await self._start_servers(boot, opened, held)
-            pid = await self._s.keeper.start(boot.key, self._plan(boot, box), opened, _streams(boot))
+            return await self.ignite(boot, opened)
+
+    async def make(self, boot: Boot) -> tuple[int, Agent]:
+        """A machine to be saved: nothing is behind its disks and its card."""
+        with ExitStack() as held:
+            return await self.ignite(boot, self._open(boot.template, boot, held))
+
+    async def ignite(self, boot: Boot, opened: dict[str, int]) -> tuple[int, Agent]:
+        """From the keeper's start until the agent answers."""
+        made = self.describe(boot, await self.box())
+        pid = await self._s.keeper.start(boot.key, made, opened, _streams(boot))
         control = self._s.holder.get(f"agent/{boot.key}")
         if control is None:
             raise AgentGone("the machine's channel is gone")
         agent = Agent(control)
+        patience = deadline(boot.machine.accel)
         try:
-            agent.start(boot.records)
-            await agent.hello(deadline(boot.machine.accel))
+            if boot.records:
+                agent.start(boot.records)
+            if boot.machine.birth is Birth.RESUME:
+                patience /= 3
+                await asyncio.wait_for(resume(self._s.holder, boot.key), patience)
+            await agent.hello(patience)
+        except TimeoutError:
+            agent.close()
+            raise AgentGone("the machine did not resume in time") from None
         except BaseException:
             agent.close()
             raise
         return pid, agent
 
-    def _open(self, w: Workload, boot: Boot, held: ExitStack) -> dict[str, int]:
+    def _open(self, folder: str, boot: Boot, held: ExitStack) -> dict[str, int]:
         """Descriptors by the plan's names; those that must outlive the daemon go to the holder as well."""
 
         def keep(fd: int) -> int:
@@ -156,21 +217,17 @@ class Booter:
 
         def create(name: str) -> int:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-            return keep(os.open(os.path.join(w.dir, name), flags, 0o600))
+            return keep(os.open(os.path.join(folder, name), flags, 0o600))
 
-        rootfs = w.image.rootfs
-        disk_map = self._s.images.disk_map(rootfs)
-        read = os.O_RDONLY | os.O_CLOEXEC
         opened = {
-            "tree": keep(os.open(rootfs.tree, read)),
-            "map": keep(os.open(disk_map, read)),
-            "pool": keep(os.open(rootfs.pool, read)),
-            "upper": keep(os.open(os.path.join(w.dir, "upper.img"), os.O_RDWR | os.O_CLOEXEC)),
             "messages": create("qemu.log"),
             "console": create("console.log"),
             "status": create("vm-status"),
         }
         opened["errors"] = opened["messages"]
+        if boot.machine.birth is Birth.RESUME:
+            path = os.path.join(boot.template, templates.STATE)
+            opened["state"] = keep(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         pairs = [("control", "agent"), ("qmp", "qmp")] + ([("input", "in")] if boot.machine.stdin else [])
         for name, prefix in pairs:
             ours, theirs = socket.socketpair()
@@ -181,6 +238,19 @@ class Booter:
             opened["tap"] = boot.tap
         if boot.log is None:
             opened["stdout"] = opened["stderr"] = keep(os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC))
+        return opened
+
+    def _open_disks(self, rootfs: RootFs, folder: str, held: ExitStack) -> dict[str, int]:
+        read = os.O_RDONLY | os.O_CLOEXEC
+        opened = {}
+        for name, path, how in (
+            ("tree", rootfs.tree, read),
+            ("map", self._s.images.disk_map(rootfs), read),
+            ("pool", rootfs.pool, read),
+            ("upper", os.path.join(folder, "upper.img"), os.O_RDWR | os.O_CLOEXEC),
+        ):
+            opened[name] = os.open(path, how)
+            held.callback(os.close, opened[name])
         return opened
 
     async def _start_servers(self, boot: Boot, opened: dict[str, int], held: ExitStack) -> None:
@@ -212,6 +282,9 @@ class Booter:
         gid = boot.uid
         if name == boot.key:
             binds = ((os.path.dirname(machine.kernel.vmlinux), "/kernel", True),)
+            if boot.template:
+                memory = os.path.join(boot.template, templates.MEMORY)
+                binds = (*binds, (memory, plan.MEMORY_FILE, machine.birth is Birth.RESUME))
             if machine.accel == "kvm":
                 binds = (*binds, ("/dev/kvm", "/dev/kvm", False))
                 gid = os.stat("/dev/kvm").st_gid
@@ -226,12 +299,17 @@ class Booter:
             binds=binds,
         )
 
-    def _plan(self, boot: Boot, box: jail.Jail) -> Plan:
-        return self.describe(boot, box)
-
     def describe(self, boot: Boot, box: jail.Jail) -> Plan:
         machine = plan.in_jail(boot.machine, box.program)
-        return launch.jailed(plan.argv(machine), plan.fd_numbers(machine), self._confine(boot, box, boot.key))
+        confined = self._confine(boot, box, boot.key)
+        preload = box.preload if machine.birth is Birth.RESUME else ""
+        return launch.jailed(plan.argv(machine), plan.fd_numbers(machine), confined, preload=preload)
+
+
+def _note(w: Workload, boot: Boot, facts: dict[str, str]) -> None:
+    """For the event `start`."""
+    if boot.key == w.id:
+        w.private["start"] = facts
 
 
 def _streams(boot: Boot) -> dict[str, Any]:
