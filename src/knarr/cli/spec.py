@@ -45,6 +45,7 @@ def workload(a: Arguments) -> Json:
         "init": a.init,
         "read_only": a.read_only,
         "mounts": mounts(a),
+        "devices": [device(text) for text in a.device],
         "shm_size": sized("--shm-size", a.shm_size),
         "sysctls": sysctls(a.sysctl),
         "extra_hosts": [extra_host(text) for text in a.add_host],
@@ -173,6 +174,15 @@ def sized(option: str, text: str | None) -> int | None:
         return units.parse_bytes(text)
     except Invalid as error:
         raise Invalid(f"{option}: {error.message}", hint=error.hint) from None
+
+
+def device(text: str) -> Json:
+    """`/dev/HERE[:/dev/INSIDE][:rwm]`."""
+    source, *rest = text.split(":")
+    access = rest.pop() if rest and not rest[-1].startswith("/") else None
+    if len(rest) > 1:
+        raise Invalid(f"--device: {text!r}", hint="/dev/NAME[:/dev/NAME][:rwm]")
+    return said({"source": source, "target": rest[0] if rest else None, "access": access})
 
 
 def sysctls(given: Iterable[str]) -> dict[str, str]:

@@ -32,8 +32,11 @@ from knarr.containers.security import (
     DEVICES,
     MASKED,
     READ_ONLY,
+    DeviceNode,
     capabilities_for,
+    characters,
     device_rules,
+    own_nodes,
 )
 
 __all__ = ["ContainerInput", "capabilities_for", "groups", "plan", "plan_exec"]
@@ -81,6 +84,7 @@ class ContainerInput:
     network: NetworkMode = NetworkMode.BRIDGE
     resources: Resources = field(default_factory=Resources)
     security: Security = field(default_factory=Security)
+    devices: tuple[DeviceNode, ...] = ()
     shm_size: int | None = None
     sysctls: dict[str, str] = field(default_factory=dict)
     etc_files: dict[str, str] = field(default_factory=dict)
@@ -159,7 +163,7 @@ def _outside_steps(given: ContainerInput) -> tuple[Step, ...]:
     paths = groups(given.facts, given.instance, given.id)
     files = cgroups.limits(layout, paths, given.resources)
     if "devices" in paths and not given.security.privileged:
-        files = (*device_rules(paths["devices"]), *files)
+        files = (*device_rules(paths["devices"], given.devices), *files)
     group = steps.CgroupCreate(
         groups=tuple(dict.fromkeys(paths.values())),
         parent_files=cgroups.parent_files(layout, given.instance),
@@ -167,7 +171,11 @@ def _outside_steps(given: ContainerInput) -> tuple[Step, ...]:
         descriptor=layout.version == 2,
     )
     if layout.version == 2 and not given.security.privileged:
-        return (image, group, steps.DeviceFilter(group=paths[cgroups.V2], characters=DEVICES))
+        return (
+            image,
+            group,
+            steps.DeviceFilter(group=paths[cgroups.V2], characters=(*DEVICES, *characters(given.devices))),
+        )
     return (image, group)
 
 
@@ -264,6 +272,7 @@ def _mount_steps(given: ContainerInput) -> list[Step]:
         ),
         steps.MountFs(kind="mqueue", target="/dev/mqueue", flags=_NODEV),
         steps.Symlinks(links=_LINKS),
+        *([steps.Nodes(nodes=own_nodes(given.devices))] if given.devices else []),
         *([steps.Nodes(nodes=given.facts.devices)] if privileged else []),
         steps.MountFs(kind="sysfs", target="/sys", flags=_NODEV | (0 if privileged else mounts.MS_RDONLY)),
         *_cgroup_mounts(given.facts.cgroups, read_only=not privileged),

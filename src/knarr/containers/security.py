@@ -5,8 +5,12 @@ Out of scope: the system call list (`kernel.seccomp_profile`).
 
 from __future__ import annotations
 
+import os
+import stat
+from dataclasses import dataclass
+
 from knarr.kernel import caps, devices
-from knarr.model.errors import Invalid
+from knarr.model.errors import Invalid, Unsupported
 from knarr.model.workload import Security, SecurityProfile
 
 _HARDENED = (
@@ -58,13 +62,46 @@ def capabilities_for(security: Security) -> tuple[str, ...]:
     return tuple(name for name in caps.NAMES if name in kept)
 
 
-def device_rules(group: str) -> tuple[tuple[str, str], ...]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceNode:
+    """A device of the host that one workload may open."""
+
+    name: str
+    """below /dev"""
+    mode: int
+    """with its type"""
+    number: int
+    access: str
+
+
+def own_nodes(wanted: tuple[DeviceNode, ...]) -> tuple[tuple[str, int, int], ...]:
+    return tuple((node.name, node.mode, node.number) for node in wanted)
+
+
+def characters(wanted: tuple[DeviceNode, ...]) -> tuple[tuple[int, int], ...]:
+    """What a v2 group's filter lets through besides. Raises `Unsupported` for what it can't tell apart."""
+    for node in wanted:
+        if not stat.S_ISCHR(node.mode) or not set("rw") <= set(node.access):
+            raise Unsupported(
+                f"container can't do device '/dev/{node.name}' here: control groups v2 give "
+                "character devices only, for reading and writing",
+                hint="--privileged gives all devices",
+            )
+    return tuple((os.major(node.number), os.minor(node.number)) for node in wanted)
+
+
+def device_rules(group: str, more: tuple[DeviceNode, ...] = ()) -> tuple[tuple[str, str], ...]:
     """(file, value) for a v1 devices group."""
     allow = f"{group}/devices.allow"
     # nodes may be made, which is harmless, but only these opened
     made = ((allow, "c *:* m"), (allow, "b *:* m"))
     opened = ((allow, f"c {major}:{'*' if minor < 0 else minor} rwm") for major, minor in DEVICES)
-    return ((f"{group}/devices.deny", "a"), *made, *opened)
+    own = ((allow, f"{_kind_and_number(node)} {node.access}") for node in more)
+    return ((f"{group}/devices.deny", "a"), *made, *opened, *own)
+
+
+def _kind_and_number(node: DeviceNode) -> str:
+    return f"{'c' if stat.S_ISCHR(node.mode) else 'b'} {os.major(node.number)}:{os.minor(node.number)}"
 
 
 def _normal(names: tuple[str, ...]) -> frozenset[str]:

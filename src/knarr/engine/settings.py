@@ -6,6 +6,7 @@ Out of scope: writing them (the walls) and what a wall can't do (its driver's `c
 from __future__ import annotations
 
 import ipaddress
+import posixpath
 import re
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from knarr.model.errors import Invalid, Unsupported
 from knarr.model.workload import NetworkMode
 
 if TYPE_CHECKING:
-    from knarr.model.workload import Dns, WorkloadSpec
+    from knarr.model.workload import Device, Dns, WorkloadSpec
 
 _SYSCTL = re.compile(r"[a-z0-9_-]+([.][A-Za-z0-9_-]+)+", re.ASCII)
 _IPC = frozenset(
@@ -29,6 +30,8 @@ def check(spec: WorkloadSpec) -> None:
     """Raises `Invalid`, `Unsupported`."""
     for name, value in spec.sysctls.items():
         _sysctl(name, value, spec.network)
+    for device in spec.devices:
+        _device(device)
     for text in spec.extra_hosts:
         _host(text)
     _dns(spec.dns)
@@ -54,6 +57,16 @@ def _sysctl(name: str, value: str, network: NetworkMode) -> None:
             f"sysctl {name!r} is not a workload's own: it would hold for the whole host",
             hint="net.*, fs.mqueue.*, " + ", ".join(sorted(_IPC)),
         )
+
+
+def _device(device: Device) -> None:
+    for path in (device.source, device.target or device.source):
+        if not path.startswith("/dev/") or posixpath.normpath(path) != path or "\0" in path:
+            raise Invalid(
+                f"device {path[:200]!r} does not lie below /dev", hint="/dev/NAME[:/dev/NAME][:rwm]"
+            )
+    if not device.access or set(device.access) - set("rwm"):
+        raise Invalid(f"device {device.source!r}: access {device.access[:20]!r}", hint="letters of rwm")
 
 
 def _host(text: str) -> None:

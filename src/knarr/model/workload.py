@@ -71,6 +71,16 @@ class PortMapping:
     protocol: str = "tcp"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Device:
+    """A device of the host that a container may open."""
+
+    source: str
+    target: str = ""
+    """below /dev; empty = as on the host"""
+    access: str = "rwm"
+
+
 class SecurityProfile(enum.Enum):
     DEFAULT = "default"
     HARDENED = "hardened"
@@ -142,6 +152,7 @@ class WorkloadSpec:
     init: bool = False
     read_only: bool = False
     mounts: tuple[Mount, ...] = ()
+    devices: tuple[Device, ...] = ()
     shm_size: int | None = None
     """bytes of /dev/shm; None = 64 MiB"""
     sysctls: dict[str, str] = field(default_factory=dict)

@@ -76,6 +76,7 @@ CREATE_OPTIONS = (
     Option("-h --hostname", "host name inside", value="NAME"),
     Option("--init", "run a small init as process 1 that reaps and forwards signals"),
     Option("-v --volume", "mount a host path or a named volume", value="SOURCE:TARGET[:ro]", many=True),
+    Option("--device", "device of the host (containers)", value="PATH[:PATH][:rwm]", many=True),
     Option("--shm-size", "size of /dev/shm (64m)", value="SIZE"),
     Option("--sysctl", "setting of its own namespaces", value="NAME=VALUE", many=True),
     Option("--add-host", "line of /etc/hosts; host-gateway is this host", value="NAME:ADDRESS", many=True),

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import stat
 import tempfile
 from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Any
 
 from knarr.containers import plan as planner
+from knarr.containers.security import DeviceNode
 from knarr.engine.driver import ExitResult, PathStat, Services, Stats, Workload
 from knarr.engine.drivers import archives, exitwatch
 from knarr.engine.drivers.execs import ContainerExec
@@ -23,7 +25,7 @@ from knarr.engine.drivers.stdin import StdinTable
 from knarr.keeper.link import KeeperError
 from knarr.kernel import cgroups, changes, proctable, relimit
 from knarr.model import names, state
-from knarr.model.errors import Conflict, Failed, Unsupported
+from knarr.model.errors import Conflict, Failed, Invalid, Unsupported
 from knarr.model.workload import NetworkMode
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from knarr.kernel.plan import Plan
     from knarr.kernel.proctable import Proc
     from knarr.model.resource import Image
-    from knarr.model.workload import ExecSpec, Process, Resources, WorkloadSpec
+    from knarr.model.workload import Device, ExecSpec, Process, Resources, WorkloadSpec
 
 
 class ContainerDriver:
@@ -79,6 +81,7 @@ class ContainerDriver:
             resources=w.spec.resources,
             security=w.spec.security,
             etc_files=etc_files,
+            devices=tuple(map(_node, w.spec.devices)),
             shm_size=w.spec.shm_size,
             sysctls=w.spec.sysctls,
             facts=self._s.facts,
@@ -278,6 +281,18 @@ class ContainerDriver:
             fd = await keeper.root(tree_id=w.image.rootfs.tree_id, upper=upper, work=work)
         stack.callback(os.close, fd)
         return fd
+
+
+def _node(device: Device) -> DeviceNode:
+    """Looked at with every start: numbers of devices change."""
+    try:
+        status = os.stat(device.source)
+    except OSError as error:
+        raise Invalid(f"device {device.source!r}: {(error.strerror or '').lower()}") from error
+    if not (stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)):
+        raise Invalid(f"{device.source!r} is not a device", hint="mount files and folders with -v")
+    name = (device.target or device.source).removeprefix("/dev/")
+    return DeviceNode(name=name, mode=status.st_mode, number=status.st_rdev, access=device.access)
 
 
 def _etc_names(w: Workload) -> dict[str, str]:

@@ -72,6 +72,11 @@ class MicrovmDriver:
                 "isolation microvm can't do network host: a machine has a network stack of its own",
                 hint="use the default bridge, or none",
             )
+        if spec.devices:
+            raise Unsupported(
+                f"isolation microvm can't do device {spec.devices[0].source!r}: a machine has its own",
+                hint="use --isolation container",
+            )
         if spec.resources.cpuset is not None:
             raise Unsupported(
                 "isolation microvm can't do cpuset: it has virtual cpus", hint="limit it by a number of cpus"
