@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import zstandard
 
-from knarr.images import erofs
+from knarr.images import erofs, partial
 from knarr.images.config import make_manifest, parse_config, parse_manifest
 from knarr.images.pool import session as pool_session
 from knarr.images.tree import Entry, merge
@@ -168,7 +168,9 @@ class Ingest:
 
     def _read(self, session: Session, index: int, layer: Layer) -> ReadyLayer:
         label = _label(layer, index)
-        keep = os.path.join(self._folder, f"layer-{index}") if self._source.keep_blobs else None
+        name = f"layer-{index}" if layer.resume is None else partial.name(layer.digest, index)
+        keep = os.path.join(self._folder, name) if self._source.keep_blobs else None
+        layer = partial.continued(self._store.partials, layer)
         unpacked = unpack_layer(layer, session.writer(), self._meter, self._progress, label=label, keep=keep)
         if layer.digest and unpacked.digest != layer.digest:
             raise Invalid(f"layer {label} does not match its digest: got {unpacked.digest}")
@@ -178,6 +180,7 @@ class Ingest:
             )
         self._entries[unpacked.diff_id] = unpacked.entries
         blocks = sorted({entry.block for entry in unpacked.entries if entry.block})
+        partial.drop(self._store.partials, layer.digest)
         self._progress.update(label, "complete", unpacked.size, unpacked.size)
         return ReadyLayer(
             diff_id=unpacked.diff_id, digest=unpacked.digest, size=unpacked.size,

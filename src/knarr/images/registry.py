@@ -138,13 +138,22 @@ class Registry:
         def opened() -> AbstractContextManager[Iterator[bytes]]:
             return contextlib.closing(self._stream(reference, layer))
 
-        return Layer(digest=layer.digest, media_type=layer.media_type, size=layer.size, open=opened)
+        def resumed(start: int) -> AbstractContextManager[Iterator[bytes]]:
+            return contextlib.closing(self._stream(reference, layer, start))
 
-    def _stream(self, reference: Reference, layer: Descriptor) -> Generator[bytes, None, None]:
-        """The layer's bytes; a dropped connection is gone on with, wrong bytes are refused at the end."""
+        return Layer(
+            digest=layer.digest, media_type=layer.media_type, size=layer.size, open=opened, resume=resumed
+        )
+
+    def _stream(
+        self, reference: Reference, layer: Descriptor, start: int = 0
+    ) -> Generator[bytes, None, None]:
+        """The layer's bytes; a dropped connection is gone on with, wrong bytes are refused at the end if they
+        were read from the beginning.
+        """
         what = f"layer {layer.digest[:19]} of {reference.familiar!r}"
         seen = hashlib.sha256()
-        done, failures = 0, 0
+        done, failures = start, 0
         while done < layer.size:
             before = done
             try:
@@ -165,7 +174,7 @@ class Registry:
                         f"{what} stopped at {done} of {layer.size} bytes: {error}", hint="try again"
                     ) from error
                 time.sleep(min(_PAUSE * 2**failures, _MAX_PAUSE))
-        if f"sha256:{seen.hexdigest()}" != layer.digest:
+        if not start and f"sha256:{seen.hexdigest()}" != layer.digest:
             raise Invalid(
                 f"{what} does not match its digest", hint="the registry, or something on the way, is broken"
             )

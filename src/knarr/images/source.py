@@ -43,6 +43,8 @@ class Layer:
     """bytes of the blob, None = unknown"""
     open: Callable[[], AbstractContextManager[Iterator[bytes]]]
     """a new pass over the blob's bytes; called once per ingest, not at all if the layer is already known"""
+    resume: Callable[[int], AbstractContextManager[Iterator[bytes]]] | None = None
+    """the bytes from an offset on, unverified; what an interrupted ingest had of it is kept for the next"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,7 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from knarr.images import partial
 from knarr.images.catalog import Catalog, canonical
 from knarr.images.collect import Collector
 from knarr.images.config import parse_config
@@ -26,7 +27,7 @@ from knarr.images.pool import session as pool_session
 from knarr.images.qcow2 import make_map
 from knarr.images.records import Records
 from knarr.images.source import NoProgress, never
-from knarr.model.errors import Conflict, Invalid, KnarrError, NotFound, Unavailable
+from knarr.model.errors import Conflict, Failed, Invalid, KnarrError, NotFound, Unavailable
 from knarr.model.resource import Image, ImageConfig, RootFs
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ class ImageStore:
         for name in ("", *_FOLDERS):
             os.makedirs(os.path.join(self.root, name), mode=0o700, exist_ok=True)
         self._temporary = os.path.join(self.root, "tmp")
+        self.partials = os.path.join(self.root, "partial")
+        for name in os.listdir(self._temporary) if os.path.isdir(self._temporary) else ():
+            partial.save(os.path.join(self._temporary, name), self.partials)
+        partial.expire(self.partials)
         shutil.rmtree(self._temporary, ignore_errors=True)
         os.mkdir(self._temporary, 0o700)
         self.records = Records(os.path.join(self.root, "pool.db"))
@@ -113,6 +118,13 @@ class ImageStore:
                     self.records.set_flag("dirty", 1)
                 job = Ingest(self, source, progress or NoProgress(), cancel, folder)
                 job.run()
+        except (Failed, Unavailable):
+            partial.save(folder, self.partials)
+            raise
+        except Invalid:
+            for layer in source.layers:
+                partial.drop(self.partials, layer.digest)
+            raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             # what can't be cleaned now, on a full disk, is when the store is opened next: the flag stays up
@@ -232,6 +244,7 @@ class ImageStore:
             if self.pool.busy:
                 raise Conflict("images are being taken in or given out", hint="try again when that is done")
             before = self._taken()
+            shutil.rmtree(self.partials, ignore_errors=True)
             self._collector.recover()
             return max(0, before - self._taken())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import random
 import urllib.request
 
@@ -100,3 +101,16 @@ def test_refusals(store):
     store.drop_blob(saving.stored(store, image).layers[0].digest)
     with pytest.raises(NotFound, match="can't leave"), docker_registry() as registry:
         _push(store, f"{registry.host}/my/app:1")
+
+
+def test_an_interrupted_pull_goes_on_by_range(store, tmp_path):
+    with docker_registry() as registry:
+        _push(store, f"{registry.host}/my/app:1")
+        blob = max(saving.stored(store, store.get("test")).layers, key=lambda layer: layer.size)
+        other = ImageStore(str(tmp_path / "other"))
+        os.mkdir(other.partials)
+        with open(store.blob(blob.digest), "rb") as file:
+            (tmp_path / "other/partial" / blob.digest[7:]).write_bytes(file.read(200_000))
+        assert other.ingest(resolve(f"{registry.host}/my/app:1")).digest == store.get("test").digest
+        assert not os.listdir(other.partials)
+        other.close()
