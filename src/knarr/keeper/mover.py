@@ -204,6 +204,9 @@ class Mover:
                 continue
             streams[stream.name] = stream
             self._selector.register(stream.source, selectors.EVENT_READ, stream)
+            if stream.name == "tty":
+                # a mover killed half-way left bytes in the pipe, and the terminal may stay silent now
+                self._move(stream)
 
     def _recover(self, workload: str) -> None:
         """What the mover before this one moved without recording it."""
