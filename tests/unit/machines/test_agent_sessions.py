@@ -29,15 +29,18 @@ class Guest:
 
     def _serve(self) -> None:
         try:
-            hello = self._port.recv(4096)
-            nonce = hello[wire.HEADER.size : wire.HEADER.size + wire.NONCE_SIZE]
-            self._port.sendall(b"KNSYNC\r\n" + nonce)
-            asked = self._port.recv(4096)
-            session = wire.HEADER.unpack_from(asked)[3]
+            _, hello = self._frame()
+            self._port.sendall(b"KNSYNC\r\n" + hello[: wire.NONCE_SIZE])
+            session, _ = self._frame()
             for piece in self._flood(session):
                 self._port.sendall(piece)
         except OSError:
             return
+
+    def _frame(self) -> tuple[int, bytes]:
+        """Session and payload of one whole frame: two may come in one piece."""
+        length, _, _, session = wire.HEADER.unpack(self._port.recv(wire.HEADER.size, socket.MSG_WAITALL))
+        return session, self._port.recv(length, socket.MSG_WAITALL) if length else b""
 
     def end(self) -> None:
         self._port.close()
