@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from knarr.bench import floors, image, qemu
 from knarr.bench.measure import Figure, Report, Subject, compare, interleave, timed
@@ -88,18 +88,30 @@ def _scratch(client: Client) -> Iterator[str]:
 
 
 def microvms(client: Client, report: Report, count: int) -> None:
-    """The cold microVM beside a bare QEMU boot of the same kernel to its init."""
+    """A cold start beside a bare QEMU boot of the same kernel to its init; a resumed one beside the cold."""
     wall = Isolation.MICROVM
     through_api(client, wall)
+
+    def cold() -> float:
+        for template in client.templates():
+            client.remove_template(template["key"])
+        return start_latency(client, wall)
+
+    def resumed(sample: Callable[[Client, Isolation], float]) -> float:
+        client.make_template()
+        return sample(client, wall)
+
     with qemu.bare_boot(client.root) as floor:
         subjects = [
-            Subject(name="start", sample=lambda: start_latency(client, wall)),
-            Subject(name="api", sample=lambda: through_api(client, wall)),
-            Subject(name="cli", sample=lambda: through_command(client, wall)),
+            Subject(name="cold", sample=cold),
+            Subject(name="start", sample=lambda: resumed(start_latency)),
+            Subject(name="api", sample=lambda: resumed(through_api)),
+            Subject(name="cli", sample=lambda: resumed(through_command)),
             floor,
         ]
         samples = interleave(subjects, count, warm=0)
-    report.add(compare(samples, "start.microvm.running", "start", "floor"))
+    report.add(compare(samples, "start.microvm.cold", "cold", "floor"))
+    report.add(compare(samples, "start.microvm.running", "start", "cold"))
     report.add(compare(samples, "start.microvm.api", "api", "floor"))
     report.add(compare(samples, "start.microvm.cli", "cli", "floor"))
 

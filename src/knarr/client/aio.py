@@ -236,9 +236,14 @@ class AsyncClient:
         return await self._json(calls.templates())  # type: ignore[no-any-return]
 
     async def make_template(
-        self, *, memory: int | None = None, cpus: float | None = None, kernel: str | None = None
+        self,
+        *,
+        memory: int | None = None,
+        cpus: float | None = None,
+        kernel: str | None = None,
+        network: str | None = None,
     ) -> Document:
-        call = calls.make_template(memory=memory, cpus=cpus, kernel=kernel)
+        call = calls.make_template(memory=memory, cpus=cpus, kernel=kernel, network=network)
         return await self._json(call)  # type: ignore[no-any-return]
 
     async def remove_template(self, key: str) -> Document:

@@ -93,8 +93,8 @@ def templates() -> Call:
     return Call("GET", "/system/templates")
 
 
-def make_template(*, memory: int | None, cpus: float | None, kernel: str | None) -> Call:
-    wanted = {"memory": memory, "cpus": cpus, "kernel": kernel}
+def make_template(*, memory: int | None, cpus: float | None, kernel: str | None, network: str | None) -> Call:
+    wanted = {"memory": memory, "cpus": cpus, "kernel": kernel, "network": network}
     return _post("/system/templates", {key: value for key, value in wanted.items() if value is not None})
 
 

@@ -203,10 +203,16 @@ class Client(ImageCalls):
         return self._json(calls.templates())  # type: ignore[no-any-return]
 
     def make_template(
-        self, *, memory: int | None = None, cpus: float | None = None, kernel: str | None = None
+        self,
+        *,
+        memory: int | None = None,
+        cpus: float | None = None,
+        kernel: str | None = None,
+        network: str | None = None,
     ) -> Document:
         """For microVMs with these limits, unless it is there."""
-        return self._json(calls.make_template(memory=memory, cpus=cpus, kernel=kernel))  # type: ignore[no-any-return]
+        call = calls.make_template(memory=memory, cpus=cpus, kernel=kernel, network=network)
+        return self._json(call)  # type: ignore[no-any-return]
 
     def remove_template(self, key: str) -> Document:
         return self._json(calls.remove_template(key))  # type: ignore[no-any-return]

@@ -304,8 +304,8 @@ class Templating(Protocol):
     def templates(self) -> list[dict[str, Any]]:
         """Plain values for people and programs, the most recently used first."""
 
-    async def make_template(self, resources: Resources, kernel: str | None) -> dict[str, Any]:
-        """For workloads with these limits; one that is there already is the answer too."""
+    async def make_template(self, spec: WorkloadSpec) -> dict[str, Any]:
+        """For workloads like `spec`; one that is there already is the answer too."""
 
     async def remove_template(self, key: str) -> dict[str, Any]:
         """`key` may be shortened. Raises `NotFound`."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from knarr.engine.table import Table
     from knarr.images.store import ImageStore
     from knarr.kernel import facts
-    from knarr.model.workload import Isolation, Resources
+    from knarr.model.workload import Isolation, WorkloadSpec
     from knarr.store.state import StateDir
 
 API_VERSION = "1"
@@ -73,8 +73,8 @@ class System:
     def templates(self) -> list[dict[str, Any]]:
         return [item for driver in self._templating() for item in driver.templates()]
 
-    async def make_template(self, resources: Resources, kernel: str | None) -> dict[str, Any]:
-        return await self._templating()[0].make_template(resources, kernel)
+    async def make_template(self, spec: WorkloadSpec) -> dict[str, Any]:
+        return await self._templating()[0].make_template(spec)
 
     async def remove_template(self, key: str) -> dict[str, Any]:
         return await self._templating()[0].remove_template(key)

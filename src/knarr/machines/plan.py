@@ -39,7 +39,9 @@ _KERNEL_OPTIONS = (
     "nokaslr panic=-1 reboot=t console=ttyS0"
 )
 _ANY = 1 << 43
-_NO_MAC = "02:00:00:00:00:01"
+NO_MAC = "02:00:00:00:00:01"
+NOWHERE = Attachment(address="", prefix=0, gateway="", mac=NO_MAC, bridge="", link="")
+"""of a template whose machines will have a network"""
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -235,7 +237,7 @@ def _network(attachment: Attachment | None) -> tuple[str, ...]:
             "-netdev",
             "hubport,id=net0,hubid=0",
             "-device",
-            f"virtio-net-device,netdev=net0,mac={_NO_MAC}",
+            f"virtio-net-device,netdev=net0,mac={NO_MAC}",
         )
     card = f"virtio-net-device,netdev=net0,mac={attachment.mac}"
     return ("-netdev", f"tap,id=net0,fd={TAP}", "-device", card)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from knarr.machines.jail import Jail
 
 LIMIT = 8
-_ABI = 1
+_ABI = 2
 """of what the agent has done before it is saved, and of these files"""
 _MAKING = "tmp-"
 _ABOUT = "about"
@@ -41,6 +41,7 @@ class About:
     memory: int
     """of the machine, in bytes"""
     cpus: int
+    network: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +70,7 @@ def about(machine: plan.MachineInput) -> About:
         accelerator=machine.accel,
         memory=plan.memory_class(machine.resources.memory),
         cpus=plan.vcpus(machine.resources.cpus),
+        network=machine.attachment is not None,
     )
 
 
@@ -89,6 +91,7 @@ def blank(machine: plan.MachineInput) -> plan.MachineInput:
         accel=machine.accel,
         tsc_khz=machine.tsc_khz,
         resources=machine.resources,
+        attachment=plan.NOWHERE if machine.attachment is not None else None,
         stdin=True,
         birth=plan.Birth.TEMPLATE,
     )
@@ -153,13 +156,13 @@ class TemplateStore:
             self.remove(item.key)
 
     def sweep(self) -> None:
-        """Half-made and half-removed ones of a daemon that was killed."""
+        """Half-made and half-removed ones of a daemon that was killed, and what an older Knarr left."""
         try:
             names = os.listdir(self._folder)
         except FileNotFoundError:
             return
         for name in names:
-            if name.startswith(_MAKING):
+            if name.startswith(_MAKING) or self._read(name) is None:
                 shutil.rmtree(os.path.join(self._folder, name), ignore_errors=True)
 
     def _read(self, name: str) -> Template | None:

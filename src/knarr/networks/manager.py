@@ -12,11 +12,9 @@ address that its `Attachment` names.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import socket
-import struct
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 from knarr.kernel import netlink
 from knarr.kernel.nft import Nft
 from knarr.model.errors import Conflict, Failed, KnarrError
-from knarr.networks import host, published, rules
+from knarr.networks import host, published, rules, taps
 from knarr.networks.addresses import BRIDGE_PREFIX, AddressPool, Subnet
 from knarr.networks.etc import prepare_etc
 from knarr.networks.slots import Slots
@@ -41,10 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NetworkManager", "prepare_etc"]
 
-_TUNSETIFF: Final = 0x400454CA
-_IFF_TAP: Final = 0x0002
-_IFF_NO_PI: Final = 0x1000
-_IFF_VNET_HDR: Final = 0x4000
 _DNS: Final = "dns/"
 _BRIDGE_SETTINGS: Final = (
     ("ipv6", "disable_ipv6", "1"),
@@ -258,10 +252,8 @@ class NetworkManager:
         with self._lock, ExitStack() as undo:
             attachment = self._take_address(wanted)
             undo.callback(self._pool.release, attachment.address)
-            fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = taps.open_tap(attachment.link)
             undo.callback(os.close, fd)
-            request = struct.pack("16sH22x", attachment.link.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
-            fcntl.ioctl(fd, _TUNSETIFF, request)
             self._join(attachment)
             undo.pop_all()
         return attachment, fd

@@ -65,9 +65,15 @@ def test_folders_and_templates_exclude_each_other(machine):
 
 def test_a_template_fits_every_workload_of_its_class_and_no_other_class(machine):
     first = templates.key(machine, BOX)
-    same = dataclasses.replace(machine, attachment=ATTACHMENT, tty=True, resources=Resources(pids=9))
+    same = dataclasses.replace(machine, tty=True, resources=Resources(pids=9))
     assert templates.key(same, BOX) == first
+    with_network = dataclasses.replace(machine, attachment=ATTACHMENT)
+    elsewhere = dataclasses.replace(
+        machine, attachment=dataclasses.replace(ATTACHMENT, mac="02:00:00:00:00:08")
+    )
+    assert templates.key(with_network, BOX) == templates.key(elsewhere, BOX)
     others = [
+        templates.key(with_network, BOX),
         templates.key(dataclasses.replace(machine, resources=Resources(memory=2 << 30)), BOX),
         templates.key(dataclasses.replace(machine, resources=Resources(cpus=2)), BOX),
         templates.key(dataclasses.replace(machine, tsc_khz=2_600_001), BOX),
@@ -75,7 +81,7 @@ def test_a_template_fits_every_workload_of_its_class_and_no_other_class(machine)
     ]
     with open(machine.kernel.initramfs, "ab") as file:
         file.write(b"another agent")
-    assert len({first, *others, templates.key(machine, BOX)}) == 6
+    assert len({first, *others, templates.key(machine, BOX)}) == 7
 
 
 def made(store, key):

@@ -9,7 +9,7 @@ from knarr.api import http
 from knarr.api.native import openapi
 from knarr.api.native.routes import Call, Param, Route
 from knarr.model import codec
-from knarr.model.workload import Resources
+from knarr.model.workload import Isolation, NetworkMode, Resources, WorkloadSpec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -48,6 +48,7 @@ class TemplateRequest:
     memory: int | None = None
     cpus: float | None = None
     kernel: str | None = None
+    network: NetworkMode = NetworkMode.BRIDGE
 
 
 async def templates(call: Call) -> list[dict[str, Any]]:
@@ -56,8 +57,14 @@ async def templates(call: Call) -> list[dict[str, Any]]:
 
 async def make_template(call: Call) -> dict[str, Any]:
     wanted: TemplateRequest = call.body
-    resources = Resources(memory=wanted.memory, cpus=wanted.cpus)
-    return await call.engine.system.make_template(resources, wanted.kernel)
+    spec = WorkloadSpec(
+        image="",
+        isolation=Isolation.MICROVM,
+        resources=Resources(memory=wanted.memory, cpus=wanted.cpus),
+        kernel=wanted.kernel,
+        network=wanted.network,
+    )
+    return await call.engine.system.make_template(spec)
 
 
 async def remove_template(call: Call) -> dict[str, Any]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-COLUMNS = ("Key", "Kernel", "Accelerator", "Memory", "CPUs", "Size", "Used")
+COLUMNS = ("Key", "Kernel", "Accelerator", "Memory", "CPUs", "Network", "Size", "Used")
 
 
 def templates(context: Context, a: Arguments) -> int:
@@ -28,6 +28,7 @@ def templates(context: Context, a: Arguments) -> int:
             memory=units.parse_bytes(a.memory) if a.memory else None,
             cpus=units.parse_cpus(a.cpus) if a.cpus else None,
             kernel=a.kernel,
+            network=a.network,
         )
         say(made["key"])
         return 0
@@ -47,6 +48,7 @@ def _row(item: Mapping[str, Any]) -> dict[str, str]:
         "Accelerator": str(item["accelerator"]),
         "Memory": f"{int(item['memory']) >> 20}M",
         "CPUs": str(item["cpus"]),
+        "Network": "bridge" if item["network"] else "none",
         "Size": units.format_bytes(int(item["size"])),
         "Used": f"{units.format_ago(time.time() - int(item['used']) / 1e9)} ago",
     }
@@ -59,6 +61,7 @@ TEMPLATES = Command(
     (
         Option("-m --memory", "make: for workloads with this limit", value="BYTES"),
         Option("--cpus", "make: for workloads with this limit", value="NUMBER"),
+        Option("--network", "make: for workloads on it", value="NETWORK", choices=("bridge", "none")),
         Option("--kernel", "make: for this kernel of one's own", value="PATH", complete="file"),
         Option("-f --format", "json, or a template such as '{{.Key}}'", value="FORMAT"),
     ),

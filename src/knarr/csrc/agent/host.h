@@ -69,14 +69,15 @@ static void prepare_streams(struct request *q)
 		stdin_port = wait_port("stdin", O_RDONLY | O_NONBLOCK);
 }
 
-/* All that a start needs and that is the same for every one, before the machine is saved as a template. The network's driver
- * is loaded but gets no card: what it would agree on with the template's is not what it can agree on with a real one. */
-static int prepare(void)
+/* All that a start needs and that is the same for every one of its class, before the machine is saved as a template. The card
+ * stays down: it has no address of its own yet. */
+static int prepare(struct request *q)
 {
 	struct request none = { 0 };
-	if (write_file("/sys/bus/virtio/drivers_autoprobe", "0") < 0)
-		return -1;
-	load_modules("/boot/modules.net");
+	if (request_number(q, "network", 0)) {
+		load_modules("/boot/modules.net");
+		wait_card();
+	}
 	return set_up_cgroup(&none);
 }
 
@@ -101,10 +102,8 @@ static void on_start(struct request *q)
 		frame_add(&output, G_STARTED, 0, 0, NULL, 0);
 		return;
 	}
-	if (request_text(q, "address")) {
+	if (request_text(q, "address"))
 		load_modules("/boot/modules.net");
-		bind_devices("0x0001");
-	}
 	if (set_up_network(q) < 0)
 		return start_failed("set up the network");
 	if (set_up_cgroup(q) < 0)
@@ -180,7 +179,7 @@ static void on_ask(unsigned id, struct request *q)
 		processes(&b);
 		send_records(G_RESULT, id, &b);
 	} else if (op && !strcmp(op, "prepare")) {
-		answer(id, state == BOOTED ? prepare() : (errno = EBUSY, -1), "prepare");
+		answer(id, state == BOOTED ? prepare(q) : (errno = EBUSY, -1), "prepare");
 	} else if (op && !strcmp(op, "update")) {
 		answer(id, set_limits(q), "set the limits");
 	} else if (op && (!strcmp(op, "freeze") || !strcmp(op, "thaw"))) {

@@ -93,18 +93,6 @@ static int wait_port(const char *name, int flags)
 	return -1;
 }
 
-/* Give every waiting device of that kind (virtio's number, "0x0002" a disk) its driver, in the order of the device list. */
-static void bind_devices(const char *kind)
-{
-	for (int i = 0; i < 32; i++) {
-		char path[64], name[16], found[16];
-		snprintf(name, sizeof name, "virtio%d", i);
-		snprintf(path, sizeof path, "/sys/bus/virtio/devices/%s/device", name);
-		if (read_file(path, found, sizeof found) > 0 && !strncmp(found, kind, 6))
-			write_file("/sys/bus/virtio/drivers_probe", name);
-	}
-}
-
 static void set_clock(long long ns)
 {
 	struct timespec now = { .tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000 };
@@ -208,12 +196,17 @@ static int default_route(int fd, const char *gateway)
 	return ioctl(fd, SIOCADDRT, &route);
 }
 
+static void wait_card(void)
+{
+	for (int i = 0; i < 2000 && access("/sys/class/net/eth0", F_OK); i++)
+		usleep(500);
+}
+
 static int set_up_eth0(int fd, struct request *q)
 {
 	struct ifreq ifr = { 0 };
 	const char *gateway = request_text(q, "gateway");
-	for (int i = 0; i < 2000 && access("/sys/class/net/eth0", F_OK); i++)
-		usleep(500);
+	wait_card();
 	snprintf(ifr.ifr_name, sizeof ifr.ifr_name, "eth0");
 	if (set_mac(fd, "eth0", request_text(q, "mac")) < 0)
 		return -1;

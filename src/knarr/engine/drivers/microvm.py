@@ -131,11 +131,15 @@ class MicrovmDriver:
     def templates(self) -> list[dict[str, Any]]:
         return [template_view(item) for item in self._boot.templates.store.list()]
 
-    async def make_template(self, resources: Resources, kernel: str | None) -> dict[str, Any]:
-        found = await self._guest_kernel(kernel)
-        chosen = await self._boot.accelerator(found)
+    async def make_template(self, spec: WorkloadSpec) -> dict[str, Any]:
+        kernel = await self._guest_kernel(spec.kernel)
+        chosen = await self._boot.accelerator(kernel)
         machine = plan.MachineInput(
-            kernel=found, accel=chosen.kind, tsc_khz=chosen.tsc_khz, resources=resources
+            kernel=kernel,
+            accel=chosen.kind,
+            tsc_khz=chosen.tsc_khz,
+            resources=spec.resources,
+            attachment=None if spec.network is NetworkMode.NONE else plan.NOWHERE,
         )
         return template_view(await self._boot.templates.make(machine))
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from knarr.machines import plan, templates
 from knarr.machines.qmp import Qmp, QmpGone
 from knarr.model.errors import KnarrError, NotFound
+from knarr.networks import taps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,24 +162,29 @@ class Templates:
         from knarr.engine.drivers.vm_boot import Boot, uid_of
 
         name = PREFIX + key
+        await self._booter.destroy(name)
+        tap = None if machine.attachment is None else taps.unconnected(self._s.instance)
         boot = Boot(
             key=name,
             machine=machine,
             records=(),
             uid=uid_of(self._s.instance, key, set()),
             template=scratch,
+            tap=tap,
         )
-        _files(scratch, boot.uid, plan.memory_class(machine.resources.memory))
-        await self._booter.destroy(name)
         try:
+            _files(scratch, boot.uid, plan.memory_class(machine.resources.memory))
             pid, agent = await self._booter.make(boot)
             os.setpriority(os.PRIO_PROCESS, pid, _LOWEST)
             try:
-                await agent.ask("prepare")
+                wanted = b"%d" % (machine.attachment is not None)
+                await agent.ask("prepare", records=(("network", wanted),))
             finally:
                 agent.close()
             await asyncio.wait_for(_freeze(self._s.holder, name, scratch), _SAVE_SECONDS)
         finally:
+            if tap is not None:
+                os.close(tap)
             await self._booter.destroy(name)
 
 
