@@ -101,6 +101,21 @@ def test_twenty_siblings_have_nothing_in_common(instance, client):
         assert len(set(column)) == 20, column
 
 
+def test_nothing_in_the_jail_can_write_the_template(instance, client):
+    made = client.create({"image": IMAGE, "isolation": "microvm", "command": ["sleep", "100"]})["id"]
+    client.start(made)
+    try:
+        (pid,) = machines(instance)
+        with open(f"/proc/{pid}/maps", encoding="ascii") as file:
+            mapped = [line.split()[1] for line in file if line.rstrip().endswith(" /mem")]
+        assert mapped
+        assert all(how.endswith("p") for how in mapped), mapped
+        with pytest.raises(OSError, match="Read-only file system"):
+            os.open(f"/proc/{pid}/root/mem", os.O_WRONLY)
+    finally:
+        client.remove(made, force=True)
+
+
 def test_folders_need_shared_memory_so_they_boot(instance, client, tmp_path):
     (tmp_path / "word").write_text("here")
     mount = {"kind": "bind", "source": str(tmp_path), "target": "/mnt"}
