@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -46,7 +47,7 @@ pytestmark = [
         ("elements", "cost_is_not_the_hosts"),
     ],
 )
-def test_scenario(module: str, scenario: str) -> None:
+def test_scenario(module: str, scenario: str, tmp_path: pathlib.Path) -> None:
     script = os.path.join(HERE, f"network_{module}.py")
     done = subprocess.run(
         ["unshare", "-n", "-m", sys.executable, script, scenario],
@@ -54,6 +55,6 @@ def test_scenario(module: str, scenario: str) -> None:
         text=True,
         check=False,
         timeout=60,
-        env={**os.environ, "PYTHONPATH": SOURCE},
+        env={**os.environ, "PYTHONPATH": SOURCE, "TMPDIR": str(tmp_path)},
     )
     assert done.returncode == 0, done.stderr[-3000:]
