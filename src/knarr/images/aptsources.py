@@ -14,6 +14,7 @@ from knarr.model.errors import Unsupported
 
 _ONE_LINE = re.compile(r"deb\s+(?:\[([^\]]*)\]\s+)?(\S+)\s+(\S+)((?:\s+[^\s#]+)*)", re.ASCII)
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]*", re.ASCII)
+_USERINFO = re.compile(r"//[^/@]*@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,6 @@ class Distribution:
     name: str
     keyring: str
     keyring_package: str
-    default: str
-    security: str
     components: tuple[str, ...]
     marks: tuple[str, ...]
     """a mirror's URI ends in, or holds, one of these path words"""
@@ -52,8 +51,6 @@ DISTRIBUTIONS = {
         name="debian",
         keyring="/usr/share/keyrings/debian-archive-keyring.gpg",
         keyring_package="debian-archive-keyring",
-        default="http://deb.debian.org/debian",
-        security="http://deb.debian.org/debian-security",
         components=("main",),
         marks=("debian",),
         suites={"latest": "stable", "11": "bullseye", "12": "bookworm", "13": "trixie", "14": "forky"},
@@ -62,8 +59,6 @@ DISTRIBUTIONS = {
         name="ubuntu",
         keyring="/usr/share/keyrings/ubuntu-archive-keyring.gpg",
         keyring_package="ubuntu-keyring",
-        default="http://archive.ubuntu.com/ubuntu",
-        security="http://security.ubuntu.com/ubuntu",
         components=("main", "restricted", "universe", "multiverse"),
         marks=("ubuntu",),
         suites={"latest": "noble", "20.04": "focal", "22.04": "jammy", "24.04": "noble", "26.04": "resolute"},
@@ -145,9 +140,9 @@ def _fields(paragraph: str) -> dict[str, str]:
 
 
 def for_suite(distribution: Distribution, suite: str, sources: tuple[Source, ...]) -> tuple[Source, ...]:
-    """The suite with updates and security: from the host's sources, else by analogy, else the default mirror.
+    """The suite with updates and security: from the host's sources, else by analogy.
 
-    Raises `Unsupported` if there is no keyring to check the packages with.
+    Raises `Unsupported` if the host has no source of the distribution, or no keyring to check packages with.
     """
     usable = tuple(source for source in sources if _is_of(distribution, source))
     wanted = (suite, f"{suite}-updates", f"{suite}-security", f"{suite}/updates")
@@ -155,10 +150,17 @@ def for_suite(distribution: Distribution, suite: str, sources: tuple[Source, ...
     if any(source.suite == suite for source in exact):
         return tuple(_with_key(distribution, source) for source in exact)
     main = _mirror(distribution, usable, security=False)
+    if main is None:
+        raise Unsupported(
+            f"this host has no package source of {distribution.name}",
+            hint="add one to /etc/apt/sources.list.d, with its signed-by key",
+        )
     chosen = [replace(main, suite=suite)]
     if suite not in ("sid", "unstable", "experimental"):
+        chosen.append(replace(main, suite=f"{suite}-updates"))
         security = _mirror(distribution, usable, security=True)
-        chosen += [replace(main, suite=f"{suite}-updates"), replace(security, suite=f"{suite}-security")]
+        if security is not None:
+            chosen.append(replace(security, suite=f"{suite}-security"))
     return tuple(_with_key(distribution, source) for source in chosen)
 
 
@@ -169,12 +171,11 @@ def _is_of(distribution: Distribution, source: Source) -> bool:
     return plain and bool(source.components) and (signed or any(mark in words for mark in distribution.marks))
 
 
-def _mirror(distribution: Distribution, usable: tuple[Source, ...], *, security: bool) -> Source:
+def _mirror(distribution: Distribution, usable: tuple[Source, ...], *, security: bool) -> Source | None:
     for source in usable:
         if source.suite.endswith(("-security", "/updates")) == security and "backports" not in source.suite:
             return replace(source, components=distribution.components)
-    address = distribution.security if security else distribution.default
-    return Source(address, "", distribution.components, distribution.keyring)
+    return None
 
 
 def _with_key(distribution: Distribution, source: Source) -> Source:
@@ -188,16 +189,13 @@ def _with_key(distribution: Distribution, source: Source) -> Source:
 
 
 def image_sources(distribution: Distribution, chosen: tuple[Source, ...], suite: str) -> str:
-    """The deb822 file for inside the image: the distribution's public names instead of the host's mirror."""
+    """The deb822 file for inside the image: where it was made from, without credentials and host keys."""
     components = next(
         (source.components for source in chosen if source.suite == suite), distribution.components
     )
     groups: dict[str, list[str]] = {}
     for source in chosen:
-        security = source.suite.endswith(("-security", "/updates"))
-        groups.setdefault(distribution.security if security else distribution.default, []).append(
-            source.suite
-        )
+        groups.setdefault(_USERINFO.sub("//", source.uri, count=1), []).append(source.suite)
     return "\n".join(
         f"Types: deb\nURIs: {uri}\nSuites: {' '.join(dict.fromkeys(suites))}\n"
         f"Components: {' '.join(components)}\nSigned-By: {distribution.keyring}\n"

@@ -118,19 +118,23 @@ def test_another_suite_comes_from_the_same_mirror(key):
     assert [source.suite for source in for_suite(DEBIAN, "sid", sources)] == ["sid"]
 
 
-def test_the_image_names_no_mirror_of_the_host(key):
-    mirror = "http://mirror.example/debian"
+def test_the_image_knows_its_mirror_but_no_credentials(key):
     chosen = (
-        Source(mirror, "bookworm", ("main",), key),
-        Source(mirror + "-security", "bookworm-security", ("main",), key),
+        Source("https://me:secret@mirror.example/debian", "bookworm", ("main",), key),
+        Source("https://mirror.example/debian-security", "bookworm-security", ("main",), key),
     )
     text = image_sources(DEBIAN, chosen, "bookworm")
-    assert "mirror.example" not in text
+    assert "secret" not in text
     assert key not in text
     assert [(source.uri, source.suite) for source in parse_deb822(text)] == [
-        ("http://deb.debian.org/debian", "bookworm"),
-        ("http://deb.debian.org/debian-security", "bookworm-security"),
+        ("https://mirror.example/debian", "bookworm"),
+        ("https://mirror.example/debian-security", "bookworm-security"),
     ]
+
+
+def test_a_host_without_a_source_says_so():
+    with pytest.raises(Unsupported, match="no package source of debian"):
+        for_suite(DEBIAN, "bookworm", ())
 
 
 def test_no_keys_no_image():
