@@ -216,3 +216,8 @@ def test_events_past_and_coming(tmp_path):
         db.close()
 
     asyncio.run(check())
+
+
+def test_a_relative_working_directory_of_the_users_is_refused() -> None:
+    with pytest.raises(Invalid, match="'app' is not absolute"):
+        validate.spec(WorkloadSpec(image="i", workdir="app"))
