@@ -59,6 +59,11 @@ def stop_instance(root: str, run: str, *, workloads: bool = False) -> dict[str, 
     holder = _find(run)
     if holder is None:
         return {"stopped": False, "workloads": 0}
+    served = holder.list("served") and not holder.roles().get("daemon")
+    if served and (workloads or not _live_workloads(run)):
+        # ended before its workloads did: only a daemon can take the network and the control groups down
+        start_instance(root, run)
+        _wait_for_answer(run)
     if workloads:
         # while the daemon lives: it records their ends, and with none left it takes the network down
         _call_off_restarts(holder)
@@ -74,6 +79,15 @@ def stop_instance(root: str, run: str, *, workloads: bool = False) -> dict[str, 
     for name in (protocol.MOVER, protocol.KEEPER, protocol.HOLDER, "knarr.sock", "docker.sock", "cri.sock"):
         _unlink(os.path.join(run, name))
     return {"stopped": True, "workloads": 0}
+
+
+def _wait_for_answer(run: str) -> None:
+    """The holder has the listening socket, so that connecting alone tells nothing."""
+    path = os.path.join(run, "knarr.sock")
+    with contextlib.suppress(OSError), descriptors.connect_unix(path, socket.SOCK_STREAM) as sock:
+        sock.settimeout(_DAEMON_PATIENCE)
+        sock.sendall(b"GET /v1/version HTTP/1.1\r\nHost: knarr\r\nConnection: close\r\n\r\n")
+        sock.recv(1)
 
 
 def _call_off_restarts(holder: HolderClient) -> None:
