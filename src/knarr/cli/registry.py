@@ -94,6 +94,7 @@ GROUPS: dict[str, tuple[str, dict[str, str]]] = {
             "check": "system.CHECK",
             "df": "imageinfo.DF",
             "templates": "templates.TEMPLATES",
+            "service": "service.SERVICE",
         },
     ),
     "daemon": (

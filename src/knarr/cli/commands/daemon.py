@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -77,6 +78,7 @@ def run(context: Context, _: Arguments) -> int:
     """In the foreground for a service manager: starts the instance, shows its log, ends it when told to."""
     transport.control(["start", context.root, context.run])
     _wait_until_served(context)
+    _tell_manager("READY=1")
     ended: list[int] = []
 
     def end(number: int, _: object) -> None:
@@ -88,9 +90,22 @@ def run(context: Context, _: Arguments) -> int:
     while not ended:
         _copy_log(log)
         time.sleep(0.5)
+    _tell_manager("STOPPING=1")
     transport.control(["stop", context.root, context.run])
     _copy_log(log)
     return 0
+
+
+def _tell_manager(state: str) -> None:
+    """sd_notify(3): a datagram to the service manager, if one asked for it."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    import socket
+
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect(address.replace("@", "\0", 1) if address[0] == "@" else address)
+        sock.sendall(state.encode())
 
 
 def _open_log(root: str) -> int:
