@@ -18,6 +18,8 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from support import leaks
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -63,8 +65,15 @@ class Instance:
         return result
 
     def close(self) -> None:
+        """Stop everything; what is left over, of its workloads before or of itself after, is a failure."""
+        identity, looks = leaks.instance_of(self.root), []
+        if identity:
+            looks.append(leaks.complaint(leaks.quiet, self.root, self.run_folder))
         self.knarr("daemon", "stop", "--workloads", timeout=120)
+        if identity:
+            looks.append(leaks.complaint(leaks.gone, self.root, self.run_folder, identity))
         self._folder.cleanup()
+        assert not any(looks), "\n".join(looks)
 
 
 class Wall:

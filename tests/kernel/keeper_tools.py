@@ -15,6 +15,7 @@ from knarr.keeper.holder import HolderClient
 from knarr.keeper.link import KeeperLink
 from knarr.keeper.logs import LogReader
 from knarr.kernel.plan import Plan
+from support import leaks
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: starting programs behind walls")
 
@@ -43,6 +44,7 @@ class Instance:
         await self.link.close()
         self.holder.close()
         boot.stop_instance(self.root, self.run, workloads=True)
+        leaks.gone(self.root, self.run, "none")
         assert not os.path.exists(f"{self.run}/holder.sock")
 
     def log_folder(self, name):
