@@ -30,8 +30,8 @@ class Limits:
     name_bytes: int = 255
     xattrs: int = 128
     """per entry"""
-    xattr_bytes: int = 65536
-    """values of one entry's xattrs together, as Linux limits one value"""
+    xattr_bytes: int = 65535
+    """values of one entry's xattrs together: what EROFS can tell of one value, a byte less than Linux's"""
     file_bytes: int = 1 << 44
     """apparent size of one (sparse) file"""
     sparse_segments: int = 100_000

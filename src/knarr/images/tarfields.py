@@ -111,6 +111,11 @@ def apply_pax(member: Member, pax: dict[bytes, bytes], limits: Limits) -> None:
         member.xattrs = tuple(xattrs)
 
 
+def long_text(body: bytes) -> bytes:
+    """GNU's long name or link: zero bytes may follow it, never stand inside (others would stop there)."""
+    return _no_nul(body.rstrip(b"\0"))
+
+
 def _no_nul(value: bytes) -> bytes:
     if b"\0" in value:
         raise Invalid("layer's archive has a name with a zero byte")

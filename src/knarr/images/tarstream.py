@@ -141,9 +141,9 @@ class TarReader:
                 return self._member(header, pax, sparse_records, name, link)
             size = number(header[124:136], "size")
             if flag == b"L":
-                name = self._extension(size).rstrip(b"\0")
+                name = tarfields.long_text(self._extension(size))
             elif flag == b"K":
-                link = self._extension(size).rstrip(b"\0")
+                link = tarfields.long_text(self._extension(size))
             elif flag == b"g":
                 self._set_globals(self._extension(size))
             elif flag == b"V":

@@ -23,7 +23,8 @@ WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
 _AUFS = b".wh..wh."
 _HOPS = 40
-_STEPS = 100_000_000
+_STEPS = 20_000_000
+"""of all paths of an image: some seconds; a million files ten folders deep take half"""
 
 # Attributes of an image that would speak to the host: overlayfs reads the first two in a lower directory,
 # and of `security.` only file capabilities mean the same on every host (labels are the host's policy).
