@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from knarr.cli import limits
 from knarr.model.errors import Invalid, KnarrError, Unsupported
 
 TYPE_CHECKING = False
@@ -53,15 +54,16 @@ def workload(a: Arguments) -> Json:
         "volumes_from": a.volumes_from,
         "ports": [port for text in a.publish for port in ports(text)],
         "network": _NETWORKS.get(a.network, a.network),
-        "resources": resources(a),
+        "resources": limits.resources(a),
         "rlimits": [rlimit(text) for text in a.ulimit],
+        "oom_score_adj": optional("--oom-score-adj", a.oom_score_adj),
         "security": security(a),
         "labels": labels(a.label, a.label_file),
         "auto_remove": a.rm,
         "restart": restart(a.restart),
         "health": health(a),
         "stop_signal": a.stop_signal,
-        "stop_timeout": None if a.stop_timeout is None else whole("--stop-timeout", a.stop_timeout),
+        "stop_timeout": optional("--stop-timeout", a.stop_timeout),
         "kernel": a.kernel and os.path.abspath(a.kernel),
     }
     return said(spec)
@@ -85,6 +87,10 @@ def whole(option: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise Invalid(f"{option}: {text!r} is not a whole number") from None
+
+
+def optional(option: str, text: str | None) -> int | None:
+    return None if text is None else whole(option, text)
 
 
 def environment(given: Iterable[str], files: Iterable[str]) -> list[str]:
@@ -120,20 +126,6 @@ def labels(given: Iterable[str], files: Iterable[str]) -> dict[str, str]:
             raise Invalid(f"label {item!r} has no name", hint="KEY=VALUE")
         found[key] = value
     return found
-
-
-def resources(a: Arguments) -> Json:
-    from knarr.model import units
-
-    pids = None if a.pids_limit is None else whole("--pids-limit", a.pids_limit)
-    return said(
-        {
-            "memory": a.memory and units.parse_bytes(a.memory),
-            "cpus": a.cpus and units.parse_cpus(a.cpus),
-            "cpuset": a.cpuset_cpus,
-            "pids": -1 if pids == 0 else pids,
-        }
-    )
 
 
 def restart(text: str | None) -> Json | None:

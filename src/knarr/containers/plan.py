@@ -12,7 +12,7 @@ import os.path
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from knarr.kernel import cgroups, mounts, namespaces, seccomp, steps
+from knarr.kernel import cgroups, limits, mounts, namespaces, seccomp, steps
 from knarr.kernel.plan import Plan, Step
 from knarr.model.errors import Invalid, Unsupported
 from knarr.model.workload import (
@@ -84,6 +84,8 @@ class ContainerInput:
     network: NetworkMode = NetworkMode.BRIDGE
     resources: Resources = field(default_factory=Resources)
     security: Security = field(default_factory=Security)
+    disks: dict[str, str] = field(default_factory=dict)
+    """path of a disk whose use is limited → MAJOR:MINOR"""
     devices: tuple[DeviceNode, ...] = ()
     shm_size: int | None = None
     sysctls: dict[str, str] = field(default_factory=dict)
@@ -137,6 +139,7 @@ def plan_exec(given: ContainerInput, process: Process, pid: int) -> Plan:
     flags |= 0 if given.network is NetworkMode.HOST else namespaces.CLONE_NEWNET
     inside = (
         steps.Guard(),
+        *_oom_steps(process),
         *enter,
         steps.SetNs(fd="pidfd", flags=flags),
         *_terminal_steps(process, console=False),
@@ -161,7 +164,7 @@ def _outside_steps(given: ContainerInput) -> tuple[Step, ...]:
         _refuse_limits(given.resources)
         return (image,)
     paths = groups(given.facts, given.instance, given.id)
-    files = cgroups.limits(layout, paths, given.resources)
+    files = limits.files(layout, paths, given.resources, given.disks)
     if "devices" in paths and not given.security.privileged:
         files = (*device_rules(paths["devices"], given.devices), *files)
     group = steps.CgroupCreate(
@@ -199,7 +202,7 @@ def _clone_flags(given: ContainerInput) -> int:
 
 def _namespace_steps(given: ContainerInput) -> list[Step]:
     layout = given.facts.cgroups
-    found: list[Step] = [steps.Guard()]
+    found: list[Step] = [steps.Guard(), *_oom_steps(given.process)]
     if layout.version == 1:
         paths = groups(given.facts, given.instance, given.id)
         found.append(steps.CgroupEnter(files=cgroups.entry_files(layout, paths)))
@@ -212,6 +215,11 @@ def _namespace_steps(given: ContainerInput) -> list[Step]:
     if given.process.init:
         found.append(steps.InitProgram(path=given.facts.init))
     return found
+
+
+def _oom_steps(process: Process) -> list[Step]:
+    """While /proc is the host's: nothing inside has touched that one."""
+    return [] if process.oom_score_adj is None else [steps.OomScore(value=process.oom_score_adj)]
 
 
 def _root_steps(given: ContainerInput) -> list[Step]:
@@ -368,8 +376,8 @@ def _identity_steps(process: Process, facts: HostFacts) -> list[Step]:
     keep = tuple(name for name in process.capabilities if name in facts.capabilities)
     found: list[Step] = [steps.ResolveUser(user=process.user, groups=process.groups)]
     if process.rlimits:
-        limits = tuple((limit.name, limit.soft, limit.hard) for limit in process.rlimits)
-        found.append(steps.Rlimits(limits=limits))
+        rows = tuple((limit.name, limit.soft, limit.hard) for limit in process.rlimits)
+        found.append(steps.Rlimits(limits=rows))
     filters = _filter(process, facts)
     if not process.no_new_privileges:
         found += filters

@@ -72,7 +72,7 @@ async def update(life: Lifecycle, entry: Entry, wanted: Update) -> None:
     """In force at once for one that runs; else from its next start on."""
     async with entry.lock:
         w = entry.w
-        resources = relimit.merged(w.spec.resources, wanted.memory, wanted.cpus, wanted.cpuset, wanted.pids)
+        resources = relimit.merged(w.spec.resources, wanted)
         policy = wanted.restart or w.spec.restart
         spec = validate.spec(dataclasses.replace(w.spec, resources=resources, restart=policy))
         driver = life.driver(w)

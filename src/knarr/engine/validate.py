@@ -6,23 +6,20 @@ Out of scope: what one wall can't do (its driver's `check`), and names of users 
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from typing import TYPE_CHECKING
 
-from knarr.engine import merge, settings
+from knarr.engine import limits, merge, settings
 from knarr.model import names
 from knarr.model.errors import Invalid
-from knarr.model.workload import NetworkMode, PortMapping, Resources, RestartKind, Rlimit, WorkloadSpec
+from knarr.model.workload import NetworkMode, PortMapping, RestartKind, Rlimit, WorkloadSpec
 from knarr.volumes import mounts
 
 if TYPE_CHECKING:
     from knarr.model.health import Health
     from knarr.model.resource import Image
 
-_MIN_MEMORY = 6 << 20
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?", re.ASCII)
-_CPUSET = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*", re.ASCII)
 _RLIMITS = frozenset(
     (
         *("as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc"),
@@ -52,7 +49,8 @@ def spec(value: WorkloadSpec) -> WorkloadSpec:
     if value.security.seccomp not in ("default", "unconfined"):
         raise Invalid(f"seccomp profile {value.security.seccomp!r} is unknown", hint="default or unconfined")
     merge.tty_size(value.tty_size)
-    _resources(value.resources)
+    limits.check(value.resources)
+    _oom_score(value.oom_score_adj)
     _restart(value)
     if value.health is not None:
         _health(value.health)
@@ -97,17 +95,9 @@ def _health(value: Health) -> None:
         raise Invalid(f"health check: {value.retries} retries make no sense", hint="1 or more")
 
 
-def _resources(value: Resources) -> None:
-    if value.memory is not None and value.memory < _MIN_MEMORY:
-        raise Invalid(f"memory limit {value.memory} is below {_MIN_MEMORY}", hint="at least 6m")
-    if value.cpus is not None and not 0.01 <= value.cpus <= (os.cpu_count() or 1):
-        raise Invalid(
-            f"{value.cpus} cpus can't be given", hint=f"0.01 to {os.cpu_count()}, what this host has"
-        )
-    if value.cpuset is not None and not _CPUSET.fullmatch(value.cpuset):
-        raise Invalid(f"cpu set {value.cpuset!r} is not a list", hint="such as 0-1,3")
-    if value.pids is not None and value.pids != -1 and value.pids < 1:
-        raise Invalid(f"pids limit {value.pids} is not positive", hint="-1 for none")
+def _oom_score(value: int | None) -> None:
+    if value is not None and not -1000 <= value <= 1000:
+        raise Invalid(f"oom score {value} is out of range", hint="-1000 to 1000")
 
 
 def _rlimit(value: Rlimit) -> None:

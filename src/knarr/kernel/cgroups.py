@@ -1,8 +1,7 @@
-"""Control groups, both dialects: where they are mounted, a workload's folders, limits, use and end.
+"""Control groups, both dialects: where they are mounted, a workload's folders, use and end.
 
-A workload's group is `/knarr_<instance>/<id>` in every v1 hierarchy, or once in the v2 tree. Limits are
-values to write (`limits`), so that a plan can hold them; making and removing folders are steps.
-Out of scope: which limits a workload has.
+A workload's group is `/knarr_<instance>/<id>` in every v1 hierarchy, or once in the v2 tree. Making and
+removing folders are steps. Out of scope: limits (`kernel.limits`).
 """
 
 from __future__ import annotations
@@ -12,15 +11,9 @@ import os
 import signal
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from knarr.model.workload import Resources
 
 V1_CONTROLLERS = ("memory", "pids", "cpuacct", "cpu", "cpuset", "devices", "freezer", "blkio")
-DEFAULT_PIDS = 4096
 V2 = "unified"
-_PERIOD = 100_000
 _NO_LIMIT_V1 = 1 << 62
 _RETRIES = 40
 _PAUSE = 0.002
@@ -41,6 +34,8 @@ class Layout:
     mems: str = "0"
     swap: bool = False
     """swap is accounted"""
+    weight: str = ""
+    """name of the file that holds a group's weight at disks; empty = this kernel has none"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +57,9 @@ def detect(mounts: str = "/proc/self/mounts") -> Layout:
     v1, v2 = _mounted(mounts)
     controllers = tuple((_read(f"{v2}/cgroup.controllers") or "").split()) if v2 else ()
     if v2 and "memory" in controllers:
-        return Layout(version=2, roots={V2: v2}, controllers=controllers, swap=_has_swap_v2(v2))
+        return Layout(
+            version=2, roots={V2: v2}, controllers=controllers, swap=_has_swap_v2(v2), weight=_weight_v2(v2)
+        )
     if not v1:
         return Layout(version=0, roots={})
     cpuset, memory = v1.get("cpuset"), v1.get("memory")
@@ -73,6 +70,7 @@ def detect(mounts: str = "/proc/self/mounts") -> Layout:
         cpus=(_read(f"{cpuset}/cpuset.cpus") if cpuset else None) or "0",
         mems=(_read(f"{cpuset}/cpuset.mems") if cpuset else None) or "0",
         swap=memory is not None and os.path.exists(f"{memory}/memory.memsw.usage_in_bytes"),
+        weight=_weight_v1(v1.get("blkio", "/nowhere")),
     )
 
 
@@ -101,53 +99,6 @@ def parent_files(layout: Layout, instance: str) -> tuple[tuple[str, str], ...]:
         (f"{group}/cpuset.mems", layout.mems),
         (f"{group}/cgroup.clone_children", "1"),
     )
-
-
-def limits(layout: Layout, paths: dict[str, str], resources: Resources) -> tuple[tuple[str, str], ...]:
-    """(file, value) to write, in order."""
-    return (
-        _limits_v2(layout, paths[V2], resources)
-        if layout.version == 2
-        else _limits_v1(layout, paths, resources)
-    )
-
-
-def _limits_v1(layout: Layout, paths: dict[str, str], wanted: Resources) -> tuple[tuple[str, str], ...]:
-    files: list[tuple[str, str]] = []
-    if wanted.memory is not None:
-        files.append((f"{paths['memory']}/memory.limit_in_bytes", str(wanted.memory)))
-        if layout.swap:
-            files.append((f"{paths['memory']}/memory.memsw.limit_in_bytes", str(2 * wanted.memory)))
-    if wanted.cpus is not None:
-        files.append((f"{paths['cpu']}/cpu.cfs_period_us", str(_PERIOD)))
-        files.append((f"{paths['cpu']}/cpu.cfs_quota_us", str(int(wanted.cpus * _PERIOD))))
-    if wanted.cpuset is not None:
-        files.append((f"{paths['cpuset']}/cpuset.cpus", wanted.cpuset))
-    if "pids" in paths:
-        files.append((f"{paths['pids']}/pids.max", _pids(wanted)))
-    return tuple(files)
-
-
-def _limits_v2(layout: Layout, path: str, wanted: Resources) -> tuple[tuple[str, str], ...]:
-    files: list[tuple[str, str]] = []
-    if wanted.memory is not None:
-        files.append((f"{path}/memory.max", str(wanted.memory)))
-        if layout.swap:
-            files.append((f"{path}/memory.swap.max", str(wanted.memory)))
-    if wanted.cpus is not None:
-        files.append((f"{path}/cpu.max", f"{int(wanted.cpus * _PERIOD)} {_PERIOD}"))
-    if wanted.cpuset is not None:
-        files.append((f"{path}/cpuset.cpus", wanted.cpuset))
-    if "pids" in layout.controllers:
-        files.append((f"{path}/pids.max", _pids(wanted)))
-    return tuple(files)
-
-
-def _pids(wanted: Resources) -> str:
-    """A fork bomb must not take the host's last pid: there is a limit unless -1 says that there is none."""
-    if wanted.pids is None:
-        return str(DEFAULT_PIDS)
-    return "max" if wanted.pids < 0 else str(wanted.pids)
 
 
 def entry_files(layout: Layout, paths: dict[str, str]) -> tuple[str, ...]:
@@ -251,6 +202,60 @@ def kill_all(paths: dict[str, str]) -> None:
         time.sleep(_PAUSE)
 
 
+def remove_whole(folder: str) -> None:
+    """Kill what is in the group, then remove it. A process that shares another's pid namespace leaves its
+    children behind.
+    """
+    try:
+        os.rmdir(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        _kill_group(folder)
+        remove(folder)
+
+
+def _kill_group(folder: str) -> None:
+    try:
+        write(f"{folder}/cgroup.kill", "1")
+        return
+    except OSError:
+        pass
+    for _ in range(_RETRIES):
+        try:
+            # a frozen process of v1 does not even die
+            write(f"{folder}/freezer.state", "THAWED")
+        except OSError:
+            pass
+        alive = _members(folder)
+        for pid in alive:
+            _kill_member(folder, pid)
+        if not alive:
+            return
+        time.sleep(_PAUSE)
+
+
+def _members(folder: str) -> list[int]:
+    return [int(word) for word in (_read(f"{folder}/cgroup.procs") or "").split()]
+
+
+def _kill_member(folder: str, pid: int) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        # still the one that was read: its number may be another's by now
+        if pid in _members(folder):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)
+
+
 def freeze(paths: dict[str, str], *, frozen: bool) -> None:
     """Stop or continue every process of the group; returns when they have stopped (bounded)."""
     if V2 in paths:
@@ -288,6 +293,32 @@ def _has_swap_v2(root: str) -> bool:
         )
     except OSError:
         return False
+
+
+def _weight_v1(root: str) -> str:
+    """bfq's own files are in groups below the root only; its counters tell of them."""
+    if os.path.exists(f"{root}/blkio.weight"):
+        return "blkio.weight"
+    return "blkio.bfq.weight" if os.path.exists(f"{root}/blkio.bfq.io_serviced") else ""
+
+
+def _weight_v2(root: str) -> str:
+    if any("bfq" in schedulers(f"/sys/block/{name}") for name in _names("/sys/block")):
+        return "io.bfq.weight"
+    # its model of costs is set at the root only
+    return "io.weight" if os.path.exists(f"{root}/io.cost.model") else ""
+
+
+def schedulers(disk: str) -> str:
+    """The schedulers of a disk's folder in sysfs, the one in use in brackets."""
+    return _read(f"{disk}/queue/scheduler") or ""
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _children(folder: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Limits of a group whose processes run: written whole or not at all.
 
-Out of scope: which file holds which limit (`cgroups.limits`).
+Out of scope: which file holds which limit (`kernel.limits`).
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from knarr.kernel import cgroups
+from knarr.kernel import cgroups, limits
 
 if TYPE_CHECKING:
     from knarr.kernel.cgroups import Layout
-    from knarr.model.workload import Resources
+    from knarr.kernel.limits import Files
+    from knarr.model.workload import Resources, Update
 
-Files = tuple[tuple[str, str], ...]
+_NONE: dict[str, tuple[object, ...]] = {"memory_swap": (0,)}
 
 
 def change(layout: Layout, paths: dict[str, str], old: Resources, new: Resources) -> None:
@@ -30,11 +31,10 @@ def change(layout: Layout, paths: dict[str, str], old: Resources, new: Resources
 
 
 def files(layout: Layout, paths: dict[str, str], resources: Resources) -> Files:
-    """What `cgroups.limits` has, and "no limit" in so many words for what may be taken back."""
+    """What the limits are, and "no limit" in so many words for what may be taken back."""
     if not layout.version:
         return ()
-    free = _unlimited(layout, paths)
-    return tuple({**dict(free), **dict(cgroups.limits(layout, paths, resources))}.items())
+    return tuple({**dict(limits.free(layout, paths)), **dict(limits.files(layout, paths, resources))}.items())
 
 
 def write(wanted: Files) -> None:
@@ -49,32 +49,15 @@ def write(wanted: Files) -> None:
         cgroups.write(path, value)
 
 
-def _unlimited(layout: Layout, paths: dict[str, str]) -> Files:
-    if layout.version == 2:
-        group = paths[cgroups.V2]
-        found = [("memory.max", "max"), ("cpu.max", "max 100000"), ("pids.max", "max"), ("cpuset.cpus", "\n")]
-        found += [("memory.swap.max", "max")] if layout.swap else []
-        return tuple((f"{group}/{name}", value) for name, value in found)
-    rows = [
-        ("cpu", "cpu.cfs_quota_us", "-1"),
-        ("cpuset", "cpuset.cpus", layout.cpus.strip()),
-        ("pids", "pids.max", "max"),
-        ("memory", "memory.limit_in_bytes", "-1"),
-    ]
-    rows += [("memory", "memory.memsw.limit_in_bytes", "-1")] if layout.swap else []
-    return tuple((f"{paths[key]}/{name}", value) for key, name, value in rows if key in paths)
-
-
-def merged(
-    old: Resources, memory: int | None, cpus: float | None, cpuset: str | None, pids: int | None
-) -> Resources:
-    """None keeps; 0, an empty text and -1 take a limit back. Without a word there is a limit of processes,
-    so that "none" is a value of its own there.
+def merged(old: Resources, wanted: Update) -> Resources:
+    """None keeps; 0, an empty text and -1 take a limit back. Where "none" is not what stands without a word
+    (processes, swap), it is a value of its own.
     """
     changes: dict[str, object] = {}
-    for name, value in (("memory", memory), ("cpus", cpus), ("cpuset", cpuset)):
+    for name in (item.name for item in dataclasses.fields(old) if hasattr(wanted, item.name)):
+        value = getattr(wanted, name)
         if value is not None:
-            changes[name] = None if value in (0, -1, "") else value
-    if pids is not None:
-        changes["pids"] = pids or -1
+            changes[name] = None if value in _NONE.get(name, (0, -1, "")) else value
+    if wanted.pids is not None:
+        changes["pids"] = wanted.pids or -1
     return dataclasses.replace(old, **changes)  # type: ignore[arg-type]

@@ -239,6 +239,20 @@ class Rlimits(Step):
 
 @register
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OomScore(Step):
+    """How soon the kernel takes the process when the host is out of memory."""
+
+    value: int
+
+    def describe(self) -> str:
+        return f"score for want of memory {self.value:+d}"
+
+    def execute(self, context: Context) -> None:  # noqa: ARG002
+        cgroups.write("/proc/self/oom_score_adj", str(self.value))
+
+
+@register
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BoundingSet(Step):
     """No exec can ever gain more than these. While still root: needs SETPCAP."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from knarr.kernel import cgroups, namespaces, steps
+from knarr.kernel import cgroups, limits, namespaces, steps
 from knarr.kernel.plan import Plan, Step
 from knarr.machines.jail import Jail
 from knarr.model.workload import Resources
@@ -56,14 +56,17 @@ def confinement(
         binds=binds,
         groups=tuple(dict.fromkeys(paths.values())),
         parent_files=cgroups.parent_files(layout, instance) if paths else (),
-        limits=cgroups.limits(layout, paths, resources) if paths else (),
+        limits=limits.files(layout, paths, resources) if paths else (),
         entry=cgroups.entry_files(layout, paths) if paths else (),
     )
 
 
-def host_resources(memory: int, cpus: float | None) -> Resources:
-    """The VMM's own limit: the guest's RAM and what emulating it needs; the workload's limit holds inside."""
-    return Resources(memory=memory + VMM_OVERHEAD, cpus=None if cpus is None else cpus + 1, pids=_PROCESSES)
+def host_resources(memory: int, wanted: Resources) -> Resources:
+    """The VMM's own limit: the guest's RAM and what emulating it needs; the workload's limit holds inside.
+    Its part of busy CPUs is one among the host's workloads, so that holds here.
+    """
+    cpus = None if wanted.cpu_time is None else wanted.cpu_time + 1
+    return Resources(memory=memory + VMM_OVERHEAD, cpus=cpus, cpu_shares=wanted.cpu_shares, pids=_PROCESSES)
 
 
 def jailed(argv: tuple[str, ...], fds: dict[str, int], inside: Confinement, *, preload: str = "") -> Plan:

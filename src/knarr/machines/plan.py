@@ -95,7 +95,8 @@ def memory_class(limit: int | None) -> int:
     return -(-wanted // (1 << 30)) << 30
 
 
-def vcpus(cpus: float | None) -> int:
+def vcpus(wanted: Resources) -> int:
+    cpus = wanted.cpu_time
     return max(1, math.ceil(cpus)) if cpus is not None else 1
 
 
@@ -108,7 +109,7 @@ def argv(machine: MachineInput) -> tuple[str, ...]:
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", machine.name),
         *("-M", board + (",memory-backend=ram" if _own_memory(machine) else "")),
         *_accelerator(machine.accel),
-        *("-m", f"{memory}M", "-smp", str(vcpus(machine.resources.cpus))),
+        *("-m", f"{memory}M", "-smp", str(vcpus(machine.resources))),
         *_memory_backend(machine, memory),
         *("-kernel", machine.kernel.vmlinux, "-initrd", machine.kernel.initramfs),
         *("-append", f"tsc_early_khz={machine.tsc_khz} {_KERNEL_OPTIONS}"),

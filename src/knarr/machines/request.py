@@ -11,10 +11,10 @@ import posixpath
 import resource
 from dataclasses import dataclass, field
 
-from knarr.kernel import devices
+from knarr.kernel import devices, limits
 from knarr.model.errors import Invalid
 from knarr.model.resource import Attachment
-from knarr.model.workload import Mount, MountKind, Process, Resources
+from knarr.model.workload import CPU_PERIOD, Mount, MountKind, Process, Resources
 
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -40,7 +40,6 @@ _TMPFS_FLAGS = {
     "noatime": 1024,
 }
 _TMPFS_CLEAR = {"rw": MS_RDONLY, "suid": MS_NOSUID, "dev": MS_NODEV, "exec": MS_NOEXEC}
-_CPU_PERIOD = 100_000
 
 Records = tuple[tuple[str, bytes], ...]
 
@@ -143,6 +142,7 @@ def process_records(process: Process, capability_mask: int, seccomp: bytes) -> R
         ("no_new_privileges", b"%d" % process.no_new_privileges),
         ("seccomp", seccomp),
         *(("rlimit", _rlimit(item.name, item.soft, item.hard)) for item in process.rlimits),
+        *((("oom_score_adj", b"%d" % process.oom_score_adj),) if process.oom_score_adj is not None else ()),
     )
 
 
@@ -151,8 +151,11 @@ def limit_records(resources: Resources) -> Records:
     records: list[tuple[str, bytes]] = []
     if resources.memory is not None:
         records += [("memory", b"%d" % resources.memory), ("swap", b"0")]
-    if resources.cpus is not None:
-        records.append(("cpu", b"%d %d" % (max(1000, int(resources.cpus * _CPU_PERIOD)), _CPU_PERIOD)))
+    if resources.memory_reservation is not None:
+        records.append(("low", b"%d" % resources.memory_reservation))
+    cpu = limits.cpu_max(resources)
+    if cpu is not None:
+        records.append(("cpu", cpu.encode()))
     if resources.pids is not None and resources.pids > 0:
         records.append(("pids", b"%d" % resources.pids))
     return tuple(records)
@@ -160,7 +163,10 @@ def limit_records(resources: Resources) -> Records:
 
 def all_limit_records(resources: Resources) -> Records:
     """The same for limits that change: "none" in so many words."""
-    free = (("memory", b"max"), ("swap", b"max"), ("cpu", b"max %d" % _CPU_PERIOD), ("pids", b"max"))
+    free = (
+        *(("memory", b"max"), ("swap", b"max"), ("low", b"0")),
+        *(("cpu", b"max %d" % CPU_PERIOD), ("pids", b"max")),
+    )
     return tuple({**dict(free), **dict(limit_records(resources))}.items())
 
 

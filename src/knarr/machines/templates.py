@@ -69,7 +69,7 @@ def about(machine: plan.MachineInput) -> About:
         kernel=machine.kernel.version,
         accelerator=machine.accel,
         memory=plan.memory_class(machine.resources.memory),
-        cpus=plan.vcpus(machine.resources.cpus),
+        cpus=plan.vcpus(machine.resources),
         network=machine.attachment is not None,
     )
 

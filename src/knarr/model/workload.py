@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from knarr.model.health import Health
 
+CPU_PERIOD = 100_000
+"""microseconds"""
+
 
 class Isolation(enum.Enum):
     """The wall."""
@@ -40,16 +43,54 @@ class Mount:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DiskLimit:
+    """A weight, or a rate in bytes or operations a second, of one disk of the host."""
+
+    path: str
+    value: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
-    """Limits of the workload itself, behind every wall. None = no limit."""
+    """Limits of the workload itself, behind every wall. None = no limit. The words are docker's."""
 
     memory: int | None = None
     """bytes"""
+    memory_swap: int | None = None
+    """bytes of memory and swap together; -1 = no limit of swap; None = twice the memory"""
+    memory_reservation: int | None = None
+    """bytes that it keeps as long as others can be asked first"""
+    swappiness: int | None = None
+    """0 to 100 (cgroup v1)"""
+    oom_kill_disable: bool = False
+    """its processes wait at the limit of memory instead (cgroup v1)"""
     cpus: float | None = None
     """CPU seconds per second"""
+    cpu_quota: int | None = None
+    """microseconds of CPU time in each period; excludes `cpus`"""
+    cpu_period: int | None = None
+    """microseconds; None = 100,000"""
+    cpu_shares: int | None = None
+    """2 to 262,144: its part when CPUs are short, beside others' 1024"""
     cpuset: str | None = None
     """a list such as `0-1,3`"""
+    mems: str | None = None
+    """memory nodes, such a list too"""
     pids: int | None = None
+    blkio_weight: int | None = None
+    """10 to 1000: its part of a busy disk"""
+    blkio_weight_device: tuple[DiskLimit, ...] = ()
+    device_read_bps: tuple[DiskLimit, ...] = ()
+    device_write_bps: tuple[DiskLimit, ...] = ()
+    device_read_iops: tuple[DiskLimit, ...] = ()
+    device_write_iops: tuple[DiskLimit, ...] = ()
+
+    @property
+    def cpu_time(self) -> float | None:
+        """CPU seconds per second by either way of saying it."""
+        if self.cpus is not None or self.cpu_quota is None or self.cpu_quota < 0:
+            return self.cpus
+        return self.cpu_quota / (self.cpu_period or CPU_PERIOD)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,6 +207,8 @@ class WorkloadSpec:
     network: NetworkMode = NetworkMode.BRIDGE
     resources: Resources = field(default_factory=Resources)
     rlimits: tuple[Rlimit, ...] = ()
+    oom_score_adj: int | None = None
+    """-1000 to 1000: how soon the kernel takes its processes when the host is out of memory"""
     security: Security = field(default_factory=Security)
     labels: dict[str, str] = field(default_factory=dict)
     auto_remove: bool = False
@@ -184,12 +227,26 @@ class Update:
 
     memory: int | None = None
     """bytes; 0 = no limit"""
+    memory_swap: int | None = None
+    """-1 = no limit of swap, 0 = twice the memory"""
+    memory_reservation: int | None = None
+    """0 = none"""
     cpus: float | None = None
     """0 = no limit"""
+    cpu_quota: int | None = None
+    """0 or -1 = no limit"""
+    cpu_period: int | None = None
+    """0 = 100,000"""
+    cpu_shares: int | None = None
+    """0 = 1024"""
     cpuset: str | None = None
+    """empty = all"""
+    mems: str | None = None
     """empty = all"""
     pids: int | None = None
     """-1 = no limit"""
+    blkio_weight: int | None = None
+    """0 = as every other"""
     restart: RestartPolicy | None = None
 
 
@@ -226,4 +283,5 @@ class Process:
     seccomp: bool = True
     """load the default filter for these capabilities"""
     rlimits: tuple[Rlimit, ...] = ()
+    oom_score_adj: int | None = None
     init: bool = False

@@ -8,7 +8,7 @@ from knarr.engine import changes, processes
 from knarr.kernel import proctable, relimit
 from knarr.kernel.cgroups import Layout
 from knarr.model.errors import Invalid, Unsupported
-from knarr.model.workload import Resources
+from knarr.model.workload import Resources, Update
 
 STAT = b"7 (a) (b) S 1 7 7 34816 7 0 0 0 0 0 150 50 0 0 20 5 1 0 1000 4096 2 18446744073709551615 1"
 
@@ -63,7 +63,7 @@ def test_options_of_ps_that_are_not_there_are_refused() -> None:
 
 def test_limits_are_kept_changed_and_taken_back() -> None:
     old = Resources(memory=64 << 20, cpus=1.0, pids=5)
-    new = relimit.merged(old, None, 0.0, "0", -1)
+    new = relimit.merged(old, Update(cpus=0.0, cpuset="0", pids=-1))
     assert new == Resources(memory=64 << 20, cpus=None, cpuset="0", pids=-1)
 
 

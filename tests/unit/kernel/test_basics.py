@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knarr.kernel import caps, cgroups, facts, fds, namespaces, paths, process
+from knarr.kernel import caps, cgroups, facts, fds, limits, namespaces, paths, process
 from knarr.kernel.steps_user import resolve
 from knarr.model.workload import Resources
 
@@ -194,7 +194,7 @@ def test_v2_is_found_by_its_controllers(tmp_path):
     layout = cgroups.detect(str(mounts))
     assert (layout.version, layout.swap) == (2, True)
     at = cgroups.group_paths(layout, "i", "w")
-    assert dict(cgroups.limits(layout, at, Resources(memory=5)))[f"{at['unified']}/memory.swap.max"] == "5"
+    assert dict(limits.files(layout, at, Resources(memory=5)))[f"{at['unified']}/memory.swap.max"] == "5"
     assert (f"{root}/cgroup.subtree_control", "+pids") in cgroups.parent_files(layout, "i")
 
 

@@ -71,7 +71,7 @@ def test_memory_classes(limit, size):
 
 @pytest.mark.parametrize(("cpus", "count"), [(None, 1), (0.5, 1), (1.0, 1), (1.5, 2), (4, 4)])
 def test_cpus_are_rounded_up(cpus, count):
-    assert plan.vcpus(cpus) == count
+    assert plan.vcpus(Resources(cpus=cpus)) == count
 
 
 def test_inside_the_jail_paths_are_the_jails():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from knarr.cli import spec
+from knarr.cli import limits, spec
 from knarr.cli.context import Context, say, warn
 from knarr.cli.options import Arguments, Command, Option
 from knarr.model.errors import Conflict, Invalid, KnarrError, NotFound
@@ -42,13 +42,6 @@ HEALTH_OPTIONS = (
     Option("--health-start-period", "time after the start in which failures don't count", value="TIME"),
     Option("--health-start-interval", "time between two checks until then (5s)", value="TIME"),
     Option("--no-healthcheck", "without the image's health check"),
-)
-LIMIT_OPTIONS = (
-    Option("-m --memory", "memory limit, such as 512m", value="SIZE"),
-    Option("--cpus", "CPU limit, such as 1.5", value="NUMBER"),
-    Option("--cpuset-cpus", "CPUs it may use, such as 0-1", value="LIST"),
-    Option("--pids-limit", "limit of processes; -1 is none", value="NUMBER"),
-    Option("--ulimit", "resource limit of its processes", value="NAME=SOFT[:HARD]", many=True),
 )
 SECURITY_OPTIONS = (
     Option(
@@ -89,7 +82,7 @@ CREATE_OPTIONS = (
     Option("-p --publish", "publish a port on the host", value="[IP:][HOST:]PORT[/udp]", many=True),
     Option("--network --net", "network", value="MODE", choices=("bridge", "none", "host", "default")),
     *HEALTH_OPTIONS,
-    *LIMIT_OPTIONS,
+    *limits.OPTIONS,
     *SECURITY_OPTIONS,
     Option("-l --label", "label", value="KEY=VALUE", many=True),
     Option("--label-file", "labels from a file", value="FILE", many=True, complete="file"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from knarr.cli import tables
+from knarr.cli import limits, tables
 from knarr.cli.context import Context, each, printable, say
 from knarr.cli.options import Arguments, Command, Option
 from knarr.cli.spec import restart as restart_policy
@@ -41,17 +41,9 @@ def update(context: Context, a: Arguments) -> int:
 
 def changes_wanted(a: Arguments) -> dict[str, Any]:
     """Only what was said. 0, and -1 for processes, take a limit back."""
-    from knarr.model import units
-
-    wanted: dict[str, Any] = {}
-    if a.memory is not None:
-        wanted["memory"] = 0 if a.memory in ("0", "-1") else units.parse_bytes(a.memory)
-    if a.cpus is not None:
-        wanted["cpus"] = 0.0 if a.cpus in ("0", "-1") else units.parse_cpus(a.cpus)
-    if a.cpuset_cpus is not None:
-        wanted["cpuset"] = a.cpuset_cpus
-    if a.pids_limit is not None:
-        wanted["pids"] = whole("--pids-limit", a.pids_limit) or -1
+    wanted = limits.said(a)
+    if "pids" in wanted:
+        wanted["pids"] = wanted["pids"] or -1
     if a.restart is not None:
         wanted["restart"] = restart_policy(a.restart)
     return wanted
@@ -75,13 +67,11 @@ UPDATE = Command(
     "change limits of workloads, at once if they run",
     "WORKLOAD [WORKLOAD...]",
     (
-        Option("-m --memory", "memory limit; 0 is none", value="SIZE"),
-        Option("--cpus", "CPU limit; 0 is none", value="NUMBER"),
-        Option("--cpuset-cpus", "CPUs it may use; empty is all", value="LIST"),
-        Option("--pids-limit", "limit of processes; -1 is none", value="NUMBER"),
+        *limits.CHANGEABLE,
         Option("--restart", "no, always, unless-stopped, on-failure[:NUMBER]", value="POLICY"),
     ),
     complete="workload",
+    notes="0, an empty list, and -1 for swap and processes take a limit back.",
 )
 TOP = Command(
     top,

@@ -102,9 +102,10 @@ static void child_signals(int report, int others[3])
 		_exit(125);
 }
 
-static void write_self_into_cgroup(void)
+static void write_self_into_cgroup(struct request *q)
 {
-	write_file("/proc/self/oom_score_adj", "0");
+	const char *score = request_text(q, "oom_score_adj");
+	write_file("/proc/self/oom_score_adj", score ? score : "0");
 	if (write_file(CGROUP "/cgroup.procs", "0") < 0)
 		fail("enter the cgroup");
 }
@@ -112,7 +113,7 @@ static void write_self_into_cgroup(void)
 static void workload_child(struct request *q, int report, int streams[3])
 {
 	child_signals(report, streams);
-	write_self_into_cgroup();
+	write_self_into_cgroup(q);
 	const char *hostname = request_text(q, "hostname");
 	if (unshare(CLONE_NEWCGROUP) < 0)
 		fail("unshare the cgroup namespace");
@@ -143,7 +144,7 @@ static void session_child(struct session *s, int report, int streams[3])
 	} else {
 		int spaces = CLONE_NEWNS;
 		if (s->op == 'x') {
-			write_self_into_cgroup();
+			write_self_into_cgroup(s->q);
 			spaces |= CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP;
 		}
 		if (setns(workload_pidfd, spaces) < 0)

@@ -239,7 +239,7 @@ static int set_up_network(struct request *q)
 static int set_limits(struct request *q)
 {
 	static const char *const files[][2] = { { "memory", "memory.max" }, { "swap", "memory.swap.max" },
-		{ "cpu", "cpu.max" }, { "pids", "pids.max" } };
+		{ "cpu", "cpu.max" }, { "pids", "pids.max" }, { "low", "memory.low" } };
 	enum { CPU_LIMIT = 2 };
 	for (unsigned i = 0; i < sizeof files / sizeof *files; i++) {
 		const char *value = request_text(q, files[i][0]);

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from knarr.containers import plan as planner
 from knarr.containers.security import DeviceNode
 from knarr.engine.driver import ExitResult, PathStat, Services, Stats, Workload
-from knarr.engine.drivers import archives, exitwatch
+from knarr.engine.drivers import archives, exitwatch, limitchecks
 from knarr.engine.drivers.execs import ContainerExec
 from knarr.engine.drivers.failures import start_failure
 from knarr.engine.drivers.pipes import set_size
@@ -50,9 +50,11 @@ class ContainerDriver:
 
     def check(self, spec: WorkloadSpec, image: Image) -> tuple[str, ...]:
         del image
+        layout = self._s.facts.cgroups
+        warnings = limitchecks.check_container(layout, spec.resources) if layout.version else ()
         if spec.kernel:
-            return ("a kernel of one's own is ignored: a container runs on the host's",)
-        return ()
+            return ("a kernel of one's own is ignored: a container runs on the host's", *warnings)
+        return warnings
 
     def plan(self, w: Workload) -> tuple[str, ...]:
         return planner.plan(self._input(w, _etc_names(w))).describe()
@@ -79,6 +81,7 @@ class ContainerDriver:
             read_only=w.spec.read_only,
             network=w.spec.network,
             resources=w.spec.resources,
+            disks=limitchecks.numbers(w.spec.resources),
             security=w.spec.security,
             etc_files=etc_files,
             devices=tuple(map(_node, w.spec.devices)),

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from knarr.engine.driver import ExitResult, PathStat, Services, Stats, Workload
-from knarr.engine.drivers import vm_boot
+from knarr.engine.drivers import limitchecks, vm_boot
 from knarr.engine.drivers.failures import hint_of, hinted
 from knarr.engine.drivers.vm_idle import IdleMachines
 from knarr.engine.drivers.vm_streams import VmExec, VmStdinTable
@@ -77,10 +77,7 @@ class MicrovmDriver:
                 f"isolation microvm can't do device {spec.devices[0].source!r}: a machine has its own",
                 hint="use --isolation container",
             )
-        if spec.resources.cpuset is not None:
-            raise Unsupported(
-                "isolation microvm can't do cpuset: it has virtual cpus", hint="limit it by a number of cpus"
-            )
+        limitchecks.check_machine(spec.resources)
         for mount in folders.wanted(spec.mounts):
             if any(option in ("shared", "rshared", "slave", "rslave") for option in mount.options):
                 raise Unsupported(f"isolation microvm can't propagate mounts below {mount.target!r}")
@@ -215,7 +212,7 @@ class MicrovmDriver:
             )
             w.private.update(kernel=kernel.version, accel=chosen.kind, servers=len(binds), base=_sizes(log))
             w.private["memory"] = plan.memory_class(w.spec.resources.memory)
-            w.private["vcpus"] = plan.vcpus(w.spec.resources.cpus)
+            w.private["vcpus"] = plan.vcpus(w.spec.resources)
             self._s.save(w)
             w.exit_hook = lambda _status: not status.read(w.dir).began
             pid = await self._run(w, boot)
@@ -352,14 +349,14 @@ class MicrovmDriver:
                 f"isolation microvm can't give a running machine of {size >> 20} MiB more memory",
                 hint="stop it, update it, start it",
             )
-        if plan.vcpus(resources.cpus) > int(w.private.get("vcpus", plan.vcpus(w.spec.resources.cpus))):
+        if plan.vcpus(resources) > int(w.private.get("vcpus", plan.vcpus(w.spec.resources))):
             raise Unsupported(
                 "isolation microvm can't give a running machine more virtual cpus",
                 hint="stop it, update it, start it",
             )
         await self._agent(w).ask("update", records=request.all_limit_records(resources))
         layout = self._s.facts.cgroups
-        around = [launch.host_resources(size, item.cpus) for item in (w.spec.resources, resources)]
+        around = [launch.host_resources(size, item) for item in (w.spec.resources, resources)]
         relimit.change(layout, cgroups.group_paths(layout, self._s.instance, w.id), around[0], around[1])
 
     async def changes(self, w: Workload) -> list[Change]:

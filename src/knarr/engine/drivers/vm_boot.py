@@ -158,7 +158,7 @@ class Booter:
         await self._forget(key)
 
     def forget_sockets(self, key: str) -> None:
-        for prefix in ("agent", "qmp", "stdin"):
+        for prefix in ("agent", "qmp", "stdin", "in"):
             self._s.holder.delete(f"{prefix}/{key}")
 
     async def _forget(self, key: str) -> None:
@@ -277,7 +277,7 @@ class Booter:
 
     def _confine(self, boot: Boot, box: jail.Jail, name: str) -> launch.Confinement:
         machine = boot.machine
-        resources = launch.host_resources(plan.memory_class(machine.resources.memory), machine.resources.cpus)
+        resources = launch.host_resources(plan.memory_class(machine.resources.memory), machine.resources)
         binds: tuple[tuple[str, str, bool], ...] = ()
         gid = boot.uid
         if name == boot.key:
