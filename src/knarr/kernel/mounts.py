@@ -36,6 +36,7 @@ MOUNT_ATTR_RDONLY = 0x01
 MOUNT_ATTR_NOSUID = 0x02
 MOUNT_ATTR_NODEV = 0x04
 MOUNT_ATTR_NOEXEC = 0x08
+MOUNT_ATTR_IDMAP = 0x00100000
 
 _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
@@ -112,6 +113,14 @@ def set_attributes(
         ctypes.sizeof(attributes),
         path=path or None,
     )
+
+
+def map_ids(tree: int, userns: int) -> None:
+    """Give a detached mount, and those below it, the ids of a user namespace (Linux ≥ 5.12)."""
+    attributes = _MountAttr(MOUNT_ATTR_IDMAP, 0, 0, userns)
+    flags = libc.AT_EMPTY_PATH | libc.AT_RECURSIVE
+    size = ctypes.sizeof(attributes)
+    libc.syscall(libc.MOUNT_SETATTR, tree, b"", flags, ctypes.byref(attributes), size)
 
 
 def new_filesystem(kind: str, options: dict[str, str | None] | None = None, attributes: int = 0) -> int:

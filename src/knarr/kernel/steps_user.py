@@ -22,7 +22,7 @@ _ID_LIMIT = (1 << 31) - 1
 _PTMX = os.makedev(5, 2)
 _TIOCGPTPEER = 0x5441
 _TIOCSPTLCK = 0x40045431
-_STREAMS = ("stdin", "stdout", "stderr")
+STREAMS = ("stdin", "stdout", "stderr")
 
 
 @register
@@ -76,7 +76,7 @@ class SetIds(Step):
 
     def execute(self, context: Context) -> None:
         if context.uid:
-            for name in _STREAMS:
+            for name in STREAMS:
                 _give(context.fds.get(name, -1), context.uid)
         os.setgroups(context.groups)
         os.setresgid(context.gid, context.gid, context.gid)
@@ -115,7 +115,7 @@ class Pty(Step):
             if own:
                 os.close(root)
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
-        for name in _STREAMS:
+        for name in STREAMS:
             context.fds[name] = slave
         context.send.append(("tty", master))
 
