@@ -116,7 +116,9 @@ def test_exec_joins_the_workloads_pid_namespace(tmp_path):
             clone_flags=CLONE_NEWPID | CLONE_NEWNS, inside=(MakePrivate(),), argv=("/bin/sleep", "1000")
         )
         await it.link.start("w", plan, {}, {})
-        inside = Plan(argv=("/bin/sh", "-c", "cat; echo $$; echo oops >&2; exit 5"), env=ENV, fds=STREAMS)
+        inside = Plan(
+            join="pidfd", argv=("/bin/sh", "-c", "cat; echo $$; echo oops >&2; exit 5"), env=ENV, fds=STREAMS
+        )
         _, ends = await it.link.exec(
             "w", "e1", inside, streams={"stdin": True, "stdout": True, "stderr": True}
         )
@@ -126,10 +128,13 @@ def test_exec_joins_the_workloads_pid_namespace(tmp_path):
         assert read_all(ends["stderr"]) == b"oops\n"
         assert (await it.exits.get())[0::3] == ("w", "e1")
         with pytest.raises(KeeperError) as caught:
-            await it.link.exec("w", "e2", Plan(argv=("/nowhere",)))
+            await it.link.exec("w", "e2", Plan(join="pidfd", argv=("/nowhere",)))
         assert caught.value.errno == 2
         _, ends = await it.link.exec(
-            "w", "e3", Plan(argv=("/bin/sleep", "1000")), streams={"stdout": False, "stderr": False}
+            "w",
+            "e3",
+            Plan(join="pidfd", argv=("/bin/sleep", "1000")),
+            streams={"stdout": False, "stderr": False},
         )
         assert ends == {}
         await it.link.signal("w", 15, "e3")

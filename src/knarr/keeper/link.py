@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from knarr.kernel.plan import Plan
+    from knarr.model.namespaces import IdMap
     from knarr.model.resource import RootFs
 
 _log = logging.getLogger("knarr.keeper")
@@ -179,10 +180,19 @@ class KeeperLink:
             self.holder.close()
 
     async def start(
-        self, workload_id: str, plan: Plan, fds: Mapping[str, int], streams: Mapping[str, Any]
+        self,
+        workload_id: str,
+        plan: Plan,
+        fds: Mapping[str, int],
+        streams: Mapping[str, Any],
+        joins: Mapping[str, str] | None = None,
     ) -> int:
-        """Returns the pid once the program runs. The caller keeps `fds` open meanwhile and closes them."""
+        """Returns the pid once the program runs. The caller keeps `fds` open meanwhile and closes them.
+        `joins`: descriptor's name → running workload whose process it is to be.
+        """
         message = {"type": "start", "id": workload_id, "plan": plans.to_json(plan), "streams": dict(streams)}
+        if joins:
+            message["joins"] = dict(joins)
         self._told.discard(workload_id)
         answer, _ = await self._ask(message, dict(fds))
         return int(answer["pid"])
@@ -205,6 +215,12 @@ class KeeperLink:
         }
         answer, ends = await self._ask(message, dict(fds or {}))
         return int(answer["pid"]), ends
+
+    async def user_namespace(self, ids: IdMap, *, network: bool) -> dict[str, int]:
+        """`userns` and, if wanted, an empty `netns` that belongs to it; the caller closes them."""
+        maps = {"uids": ids.uids, "gids": ids.gids}
+        _, ends = await self._ask({"type": "userns", **maps, "network": network})
+        return ends
 
     async def signal(self, workload_id: str, signum: int, exec_id: str | None = None) -> None:
         message: dict[str, Any] = {"type": "signal", "id": workload_id, "signal": signum}

@@ -69,8 +69,11 @@ class Starts:
     def busy(self) -> bool:
         return bool(self._pending)
 
-    def start(self, request: Request, workload_id: str) -> None:
-        """Raises `StepFailed` or OSError with everything taken back."""
+    def start(self, request: Request, workload_id: str, joined: dict[str, int]) -> None:
+        """Raises `StepFailed` or OSError with everything taken back. `joined`: pidfds by name, which this
+        closes, of those whose namespaces it shares.
+        """
+        request.fds.update(joined)
         streams = Streams()
         try:
             self._make_pipes(workload_id, request.message.get("streams", {}), streams)
@@ -158,7 +161,7 @@ class Starts:
             streams.abandon()
             raise
         launch = Launch(plan, context, streams)
-        launch.begin(self._null, pid_namespace=pidfd)
+        launch.begin(self._null, pid_namespace=context.fds[plan.join] if plan.join else None)
         self._record(launch, request, key)
 
     def _record(self, launch: Launch, request: Request, key: str) -> None:

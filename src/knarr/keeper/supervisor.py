@@ -1,7 +1,7 @@
 """The keeper: executes launch plans, reaps, and writes what must not be lost into its journal before it
 reaps.
 
-    daemon → keeper   hello start exec signal mount unmount root forget list upgrade stop
+    daemon → keeper   hello start exec userns signal mount unmount root forget list upgrade stop
     keeper → daemon   ok | error (same `seq`), and unasked: exit
 
 The messages are drawn in docs/architecture.md section 5; each has one method `on_…`. One thread, one
@@ -20,7 +20,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from knarr.keeper import processes, protocol, roles
+from knarr.keeper import processes, protocol, roles, userns
 from knarr.keeper.holder import HolderClient, listening
 from knarr.keeper.images import ImageMounts
 from knarr.keeper.journal import Journal
@@ -28,6 +28,7 @@ from knarr.keeper.launch import NEVER_BEGAN, StepFailed
 from knarr.keeper.mover_link import MoverLink
 from knarr.keeper.server import Peer, Request, Server
 from knarr.keeper.starts import Starts, checked_id
+from knarr.kernel import fds as descriptors
 from knarr.kernel import process
 from knarr.model.errors import KnarrError
 
@@ -216,7 +217,26 @@ class Keeper:
         elif workload_id in self._journal.entries:
             raise OSError(errno.EEXIST, f"{workload_id} is known already")
         else:
-            self._starts.start(request, workload_id)
+            self._starts.start(request, workload_id, self._joined(request.message.get("joins", {})))
+
+    def _joined(self, wanted: dict[str, str]) -> dict[str, int]:
+        """Pidfds by name. Raises ESRCH when one of the workloads does not run."""
+        found: dict[str, int] = {}
+        try:
+            for name, workload_id in wanted.items():
+                found[name] = processes.open_process(self._running(workload_id))
+        except OSError:
+            descriptors.close_all(list(found.values()))
+            raise
+        return found
+
+    def on_userns(self, request: Request) -> None:
+        message = request.message
+        ends = userns.make(message["uids"], message["gids"], network=message["network"])
+        try:
+            self._server.answer(request, ends)
+        finally:
+            descriptors.close_all(list(ends.values()))
 
     def on_exec(self, request: Request) -> None:
         entry = self._running(request.message["id"])
