@@ -12,9 +12,11 @@ import os.path
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from knarr.kernel import cgroups, limits, mounts, namespaces, seccomp, steps
+from knarr.containers import sharing
+from knarr.kernel import cgroups, limits, mounts, seccomp, steps
 from knarr.kernel.plan import Plan, Step
 from knarr.model.errors import Invalid, Unsupported
+from knarr.model.namespaces import IdMap, Sharing
 from knarr.model.workload import (
     Mount,
     MountKind,
@@ -51,6 +53,7 @@ _LINKS = (
     ("/proc/self/fd/2", "/dev/stderr"),
     ("/proc/kcore", "/dev/core"),
 )
+_MQUEUE = steps.MountFs(kind="mqueue", target="/dev/mqueue", flags=_NODEV)
 _TMPFS_FLAGS = {
     "noexec": mounts.MOUNT_ATTR_NOEXEC,
     "nosuid": mounts.MOUNT_ATTR_NOSUID,
@@ -87,6 +90,9 @@ class ContainerInput:
     disks: dict[str, str] = field(default_factory=dict)
     """path of a disk whose use is limited → MAJOR:MINOR"""
     devices: tuple[DeviceNode, ...] = ()
+    sharing: Sharing = field(default_factory=Sharing)
+    ids: IdMap | None = None
+    """of its user namespace, which comes as the descriptor `userns`"""
     shm_size: int | None = None
     sysctls: dict[str, str] = field(default_factory=dict)
     etc_files: dict[str, str] = field(default_factory=dict)
@@ -110,7 +116,8 @@ def plan(given: ContainerInput) -> Plan:
     )
     return Plan(
         outside=_outside_steps(given),
-        clone_flags=_clone_flags(given),
+        clone_flags=sharing.clone_flags(given),
+        join=sharing.join(given),
         inside=inside,
         fds=dict(_STREAMS),
         argv=given.process.args,
@@ -134,14 +141,11 @@ def plan_exec(given: ContainerInput, process: Process, pid: int) -> Plan:
         outside = (steps.CgroupOpen(group=paths[cgroups.V2]),)
     elif layout.version == 1:
         enter = (steps.CgroupEnter(files=cgroups.entry_files(layout, paths)),)
-    flags = namespaces.CLONE_NEWNS | namespaces.CLONE_NEWUTS | namespaces.CLONE_NEWIPC
-    flags |= namespaces.CLONE_NEWCGROUP if layout.version else 0
-    flags |= 0 if given.network is NetworkMode.HOST else namespaces.CLONE_NEWNET
     inside = (
         steps.Guard(),
         *_oom_steps(process),
         *enter,
-        steps.SetNs(fd="pidfd", flags=flags),
+        *sharing.exec_steps(given),
         *_terminal_steps(process, console=False),
         steps.Chdir(path=process.cwd),
         *_identity_steps(process, given.facts),
@@ -190,28 +194,12 @@ def _refuse_limits(resources: Resources) -> None:
         )
 
 
-def _clone_flags(given: ContainerInput) -> int:
-    flags = (
-        namespaces.CLONE_NEWNS | namespaces.CLONE_NEWUTS | namespaces.CLONE_NEWIPC | namespaces.CLONE_NEWPID
-    )
-    if given.facts.cgroups.version == 2:
-        # with CLONE_INTO_CGROUP the new cgroup namespace starts at the new group
-        flags |= namespaces.CLONE_NEWCGROUP
-    return flags | (namespaces.CLONE_NEWNET if given.network is NetworkMode.NONE else 0)
-
-
 def _namespace_steps(given: ContainerInput) -> list[Step]:
     layout = given.facts.cgroups
     found: list[Step] = [steps.Guard(), *_oom_steps(given.process)]
     if layout.version == 1:
         paths = groups(given.facts, given.instance, given.id)
         found.append(steps.CgroupEnter(files=cgroups.entry_files(layout, paths)))
-        # after the move, so that the namespace's root is the workload's own group
-        found.append(steps.Unshare(flags=namespaces.CLONE_NEWCGROUP))
-    if given.network is NetworkMode.BRIDGE:
-        found.append(steps.SetNs(fd="netns", flags=namespaces.CLONE_NEWNET))
-    elif given.network is NetworkMode.NONE:
-        found.append(steps.LoopbackUp())
     if given.process.init:
         found.append(steps.InitProgram(path=given.facts.init))
     return found
@@ -228,11 +216,14 @@ def _root_steps(given: ContainerInput) -> list[Step]:
         for name, source, recursive in _sources(given)
     ]
     target = os.path.join(given.dir, "work")
+    lower = os.path.join(given.run, "images", given.rootfs.tree_id)
     return [
         steps.MakePrivate(),
         *sources,
+        *sharing.before_root(given),
+        *_mapping_steps(given, lower),
         steps.Overlay(
-            lower=os.path.join(given.run, "images", given.rootfs.tree_id),
+            lower=lower,
             upper=os.path.join(given.dir, "upper"),
             work=target,
             # any folder serves as the place of a moment; nothing looks below it once it is the root
@@ -240,6 +231,21 @@ def _root_steps(given: ContainerInput) -> list[Step]:
         ),
         steps.PivotRoot(target=target),
     ]
+
+
+def _mapping_steps(given: ContainerInput, lower: str) -> list[Step]:
+    """Image, writable layer, volumes and what asks for it: on disk they have the ids that are seen inside."""
+    if given.ids is None:
+        return []
+    uid, gid = given.ids.root
+    mapped = [
+        (f"mount{index}", mount.source or "")
+        for index, mount in enumerate(given.mounts)
+        if mount.kind is MountKind.VOLUME or "idmap" in mount.options
+    ]
+    mapped += [(f"etc{index}", source) for index, source in enumerate(given.etc_files.values())]
+    found: list[Step] = [steps.Idmap(sources=tuple(mapped))] if mapped else []
+    return [*found, steps.IdmapHere(paths=(lower, given.dir)), steps.FsIds(uid=uid, gid=gid)]
 
 
 def _sources(given: ContainerInput) -> list[tuple[str, str, bool]]:
@@ -258,6 +264,24 @@ def _ordered(wanted: tuple[Mount, ...]) -> list[tuple[int, Mount]]:
 
 
 def _mount_steps(given: ContainerInput) -> list[Step]:
+    return [
+        *_host_mounts(given),
+        *sharing.enter(given),
+        steps.MountFs(
+            kind="devpts",
+            target="/dev/pts",
+            flags=mounts.MS_NOSUID | mounts.MS_NOEXEC,
+            data="newinstance,ptmxmode=0666,mode=0620,gid=5",
+        ),
+        *_ipc_mounts(given),
+        *([] if _host_cgroups(given) else _cgroup_mounts(given)),
+        *(_user_mount(index, mount) for index, mount in _ordered(given.mounts)),
+        *(steps.Bind(fd=f"etc{index}", target=target) for index, target in enumerate(given.etc_files)),
+    ]
+
+
+def _host_mounts(given: ContainerInput) -> list[Step]:
+    """What only the host's root may mount or make, and so before a user namespace is entered."""
     privileged = given.security.privileged
     return [
         steps.MountFs(kind="proc", target="/proc", flags=_NODEV),
@@ -269,31 +293,42 @@ def _mount_steps(given: ContainerInput) -> list[Step]:
         ),
         steps.Devices(),
         steps.Folders(paths=("/dev/pts", "/dev/shm", "/dev/mqueue")),
-        steps.MountFs(
-            kind="devpts",
-            target="/dev/pts",
-            flags=mounts.MS_NOSUID | mounts.MS_NOEXEC,
-            data="newinstance,ptmxmode=0666,mode=0620,gid=5",
-        ),
-        steps.MountFs(
-            kind="tmpfs", source="shm", target="/dev/shm", flags=_NODEV, data=_shm_options(given.shm_size)
-        ),
-        steps.MountFs(kind="mqueue", target="/dev/mqueue", flags=_NODEV),
         steps.Symlinks(links=_LINKS),
         *([steps.Nodes(nodes=own_nodes(given.devices))] if given.devices else []),
         *([steps.Nodes(nodes=given.facts.devices)] if privileged else []),
         steps.MountFs(kind="sysfs", target="/sys", flags=_NODEV | (0 if privileged else mounts.MS_RDONLY)),
-        *_cgroup_mounts(given.facts.cgroups, read_only=not privileged),
-        *(_user_mount(index, mount) for index, mount in _ordered(given.mounts)),
-        *(steps.Bind(fd=f"etc{index}", target=target) for index, target in enumerate(given.etc_files)),
+        *(_cgroup_mounts(given) if _host_cgroups(given) else []),
+        *([_MQUEUE] if _foreign_ipc(given) else []),
     ]
+
+
+def _ipc_mounts(given: ContainerInput) -> list[Step]:
+    """docker's: `none` has no shared memory at all, what is joined brings its own."""
+    ipc = given.sharing.ipc
+    found: list[Step] = []
+    if _foreign_ipc(given):
+        found.append(steps.Bind(fd="shm", target="/dev/shm"))
+    elif ipc != "none":
+        data = _shm_options(given.shm_size)
+        found.append(steps.MountFs(kind="tmpfs", source="shm", target="/dev/shm", flags=_NODEV, data=data))
+    return found if _foreign_ipc(given) else [*found, _MQUEUE]
+
+
+def _foreign_ipc(given: ContainerInput) -> bool:
+    """Its message queues belong to another user namespace, or to the host's."""
+    return given.sharing.ipc == sharing.HOST or sharing.joins_ipc(given)
+
+
+def _host_cgroups(given: ContainerInput) -> bool:
+    return given.sharing.cgroup == sharing.HOST
 
 
 def _shm_options(size: int | None) -> str:
     return f"mode=1777,size={'65536k' if size is None else size}"
 
 
-def _cgroup_mounts(layout: cgroups.Layout, *, read_only: bool) -> list[Step]:
+def _cgroup_mounts(given: ContainerInput) -> list[Step]:
+    layout, read_only = given.facts.cgroups, not given.security.privileged
     if not layout.version:
         return []
     by_place: dict[str, list[str]] = {}
@@ -354,8 +389,9 @@ def _terminal_steps(process: Process, *, console: bool = True) -> list[Step]:
 
 
 def _finish_steps(given: ContainerInput) -> list[Step]:
-    found: list[Step] = [steps.Sethostname(name=given.hostname)]
-    if given.network is not NetworkMode.HOST:
+    own_name = given.sharing.uts != sharing.HOST
+    found: list[Step] = [steps.Sethostname(name=given.hostname)] if own_name else []
+    if given.network in (NetworkMode.BRIDGE, NetworkMode.NONE):
         # as dockerd does: low ports and ping need no capability inside
         values = (("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647"))
         found.append(steps.Sysctl(values=values, optional=True))

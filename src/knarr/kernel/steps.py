@@ -45,6 +45,7 @@ from knarr.kernel.steps_process import (
     Unshare,
 )
 from knarr.kernel.steps_user import FixedUser, Pty, ResolveUser, SetIds
+from knarr.kernel.steps_userns import EnterUser, FsIds, Idmap, IdmapHere, JoinedShm
 
 __all__ = [
     "PROPAGATION",
@@ -59,10 +60,15 @@ __all__ = [
     "Chdir",
     "DeviceFilter",
     "Devices",
+    "EnterUser",
     "FixedUser",
     "Folders",
+    "FsIds",
     "Guard",
+    "Idmap",
+    "IdmapHere",
     "InitProgram",
+    "JoinedShm",
     "LoopbackUp",
     "MakePrivate",
     "Mask",

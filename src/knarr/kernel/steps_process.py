@@ -79,7 +79,7 @@ class CgroupCreate(Step):
 
     def undo(self, context: Context) -> None:  # noqa: ARG002
         for group in reversed(self.groups):
-            cgroups.remove(group)
+            cgroups.remove_whole(group)
 
 
 @register

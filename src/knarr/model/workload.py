@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 from knarr.model.health import Health
+from knarr.model.namespaces import Sharing, UserNamespace
 
 CPU_PERIOD = 100_000
 """microseconds"""
@@ -136,9 +137,13 @@ class Security:
     cap_drop: tuple[str, ...] = ()
     no_new_privileges: bool = False
     seccomp: str = "default"
-    """`default` or `unconfined`"""
+    """`default`, `unconfined`, or a profile: docker's JSON as text"""
     system_paths: str = "default"
     """`default` masks what the kernel tells too much in; `unconfined` leaves /proc and /sys as they are"""
+    mask: tuple[str, ...] = ()
+    """more paths to cover"""
+    unmask: tuple[str, ...] = ()
+    """paths to leave open that `default` covers or makes read-only; may hold `*`; ALL = every one"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,6 +159,8 @@ class NetworkMode(enum.Enum):
     BRIDGE = "bridge"
     NONE = "none"
     HOST = "host"
+    CONTAINER = "container"
+    """another workload's, which `Sharing.network` names"""
 
 
 class RestartKind(enum.Enum):
@@ -205,6 +212,9 @@ class WorkloadSpec:
     """`WORKLOAD[:ro]`: the binds and volumes of that one too"""
     ports: tuple[PortMapping, ...] = ()
     network: NetworkMode = NetworkMode.BRIDGE
+    sharing: Sharing = field(default_factory=Sharing)
+    userns: UserNamespace | None = None
+    """None = as the security profile and the settings say"""
     resources: Resources = field(default_factory=Resources)
     rlimits: tuple[Rlimit, ...] = ()
     oom_score_adj: int | None = None
@@ -281,7 +291,9 @@ class Process:
     """names without CAP_: bounding = permitted = effective for uid 0; others keep the bounding set only"""
     no_new_privileges: bool = False
     seccomp: bool = True
-    """load the default filter for these capabilities"""
+    """load a filter for these capabilities"""
+    seccomp_profile: str = ""
+    """docker's JSON; empty = the default one"""
     rlimits: tuple[Rlimit, ...] = ()
     oom_score_adj: int | None = None
     init: bool = False
