@@ -217,4 +217,8 @@ async def _listen(stack: AsyncExitStack, engine: Engine, sock: socket.socket) ->
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    await web.SockSite(runner, sock, backlog=1024).start()
+    assert runner.server is not None
+    connections = server.connections(engine, runner.server, keep_alive=_KEEPALIVE)
+    stack.push_async_callback(connections.close, _PATIENCE)
+    listener = await asyncio.get_running_loop().create_server(connections, sock=sock, backlog=1024)
+    stack.callback(listener.close)

@@ -34,11 +34,19 @@ _JSON = "application/json"
 
 
 def answer(value: Any, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), status=status, content_type=_JSON)
+    return web.Response(body=encode(value), status=status, content_type=_JSON)
+
+
+def encode(value: Any) -> bytes:
+    return msgspec.json.encode(value)
+
+
+def status(error: KnarrError) -> int:
+    return STATUS.get(error.kind, 500)
 
 
 def error_answer(error: KnarrError) -> web.Response:
-    return answer(error.to_json(), STATUS.get(error.kind, 500))
+    return web.Response(body=encode(error.to_json()), status=status(error), content_type=_JSON)
 
 
 def translate(error: Exception) -> KnarrError:
@@ -72,6 +80,11 @@ async def read_json(request: web.Request) -> Any:
         body += piece
         if len(body) > MAX_JSON:
             raise Invalid(f"the request's body is over {MAX_JSON} bytes")
+    return parse_json(bytes(body))
+
+
+def parse_json(body: bytes) -> Any:
+    """JSON values, `{}` for nothing. Raises `Invalid`."""
     if not body:
         return {}
     try:

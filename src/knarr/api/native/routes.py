@@ -14,7 +14,7 @@ from knarr.model import codec, units
 from knarr.model.errors import Invalid
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from aiohttp import web
 
@@ -42,14 +42,17 @@ class Call:
     """One request, parsed."""
 
     engine: Engine
-    request: web.Request
     query: dict[str, Any]
+    name: str = ""
+    """The workload, image … of the path."""
     body: Any = None
+    exchange: web.Request | None = None
 
     @property
-    def name(self) -> str:
-        """The workload, image … of the path."""
-        return self.request.match_info["name"]
+    def request(self) -> web.Request:
+        """The framework's, for acts that stream; a route that is `small` has none."""
+        assert self.exchange is not None
+        return self.exchange
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,21 +69,22 @@ class Route:
     """media type of a body that is streamed"""
     gives: str = "application/json"
     status: int = 200
+    small: bool = False
+    """needs nothing of the request but name, query and body, and answers JSON (`api.small`)"""
     cancels: bool = False
     """ended when its client goes; all others are acts, which are finished whatever the client does"""
     errors: tuple[str, ...] = field(default=())
     """kinds beyond `invalid`, which all may give"""
 
 
-def parse_query(route: Route, request: web.Request) -> dict[str, Any]:
+def parse_query(route: Route, given: Mapping[str, list[str]]) -> dict[str, Any]:
     """Typed values by name, unknown ones refused. Raises `Invalid`."""
-    given = request.query
     known = {param.name: param for param in route.query}
     for key in given:
         if key not in known:
             hint = "known: " + ", ".join(sorted(known)) if known else "this call has none"
             raise Invalid(f"query parameter {key[:100]!r} is unknown", hint=hint)
-    return {param.name: _value(param, given.getall(param.name, [])) for param in route.query}
+    return {param.name: _value(param, given.get(param.name, [])) for param in route.query}
 
 
 def _value(param: Param, texts: list[str]) -> Any:

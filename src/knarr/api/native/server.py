@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from knarr.api import http
+from knarr.api import http, small
 from knarr.api.native import archives, images, imagetools, streams, system, volumes, workloads
 from knarr.api.native.routes import Call, Route, decode_body, parse_query
 from knarr.model.errors import Invalid, NotFound
@@ -40,10 +40,38 @@ def application(engine: Engine) -> web.Application:
     return app
 
 
+def connections(engine: Engine, framework: small.Framework, *, keep_alive: float) -> small.Connections:
+    """The same calls for a listening socket: the small ones at once, all others by `application`."""
+    routes = {(route.method, route.path): route for route in ROUTES if route.small}
+
+    def find(request: small.Request) -> small.Act | None:
+        parts = request.path.split("/")
+        name = parts[3] if len(parts) > 3 else ""
+        route = routes.get((request.method, request.path))
+        if route is None and name:
+            route = routes.get((request.method, "/".join((*parts[:3], "{name}", *parts[4:]))))
+        return None if route is None else small.Act(_perform(engine, route, name, request), route.cancels)
+
+    return small.Connections(find, framework, keep_alive=keep_alive)
+
+
+async def _perform(engine: Engine, route: Route, name: str, request: small.Request) -> tuple[int, bytes]:
+    try:
+        call = Call(engine=engine, query=parse_query(route, request.query), name=name)
+        if route.body is not None:
+            call.body = decode_body(route, http.parse_json(request.body))
+        return route.status, http.encode(await route.act(call))
+    except Exception as error:
+        refused = http.translate(error)
+        return http.status(refused), http.encode(refused.to_json())
+
+
 def _handler(engine: Engine, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handle(request: web.Request) -> web.StreamResponse:
         try:
-            call = Call(engine=engine, request=request, query=parse_query(route, request))
+            query = {key: request.query.getall(key) for key in request.query}
+            name = request.match_info.get("name", "")
+            call = Call(engine=engine, query=parse_query(route, query), name=name, exchange=request)
             if route.body is not None:
                 call.body = decode_body(route, await http.read_json(request))
             if route.cancels:
