@@ -14,6 +14,7 @@ import msgspec
 
 from knarr.engine import records, restarts
 from knarr.engine.commits import STILL
+from knarr.engine.driver import Sweeping
 from knarr.engine.network import names
 from knarr.engine.table import Entry
 from knarr.model.errors import KnarrError
@@ -43,10 +44,14 @@ def load(engine: Engine) -> None:
 async def adopt(engine: Engine, running: Mapping[str, int], exits: Mapping[str, tuple[int, int]]) -> None:
     """`running` is id → pid, `exits` id → (wait status, time): what the keeper knows right now."""
     engine.networks.adopt(_live(engine, running))
+    for driver in engine.life.drivers.values():
+        if isinstance(driver, Sweeping):
+            await driver.sweep(running.keys())
     for entry in engine.table:
         await _settle(engine, entry, running, exits)
     for key in (*running, *exits):
-        if engine.table.get(key.partition(".")[0]) is None:
+        workload, _, helper = key.partition(".")
+        if engine.table.get(workload) is None or (helper and key in exits):
             await _drop_unknown(engine, key, alive=key in running)
     await _remove_orphans(engine)
 
@@ -124,8 +129,8 @@ async def _take_up(engine: Engine, entry: Entry, pid: int) -> None:
 
 
 async def _drop_unknown(engine: Engine, key: str, *, alive: bool) -> None:
-    """No record names it: a start whose create was taken back, or a removed workload's last helper."""
-    _log.warning("the keeper knows %s, which no record names", key)
+    """No record needs it: a start whose create was taken back, or a helper that has ended."""
+    _log.info("the keeper knows %s, which no record needs", key)
     try:
         if alive:
             await engine.keeper.signal(key, 9)

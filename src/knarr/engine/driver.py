@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from knarr.model.state import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
 
     from knarr.images.store import ImageStore
     from knarr.keeper.holder import HolderClient
@@ -316,6 +316,14 @@ class Closing(Protocol):
     """A wall with something under way that must not outlive the daemon."""
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Sweeping(Protocol):
+    """A wall of which a killed daemon leaves more than its workloads."""
+
+    async def sweep(self, running: Collection[str]) -> None:
+        """Once, when a daemon takes over; `running` are the keeper's keys."""
 
 
 @runtime_checkable

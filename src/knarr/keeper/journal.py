@@ -10,18 +10,25 @@ An append-only file of checked lines, RUN/keeper.journal, written before each ac
     began
 
 It must survive the keeper's death, not the machine's (after that no process is left to know about), so
-nothing is synced. Out of scope: processes themselves (`keeper.main`).
+nothing is synced. On a full disk a start fails; what follows a start has its place reserved with it.
+
+Out of scope: processes themselves (`keeper.main`).
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
+from knarr.kernel import holes
+
 _COMPACT = 1 << 20
+_REST = 3 * 64
+"""bytes of an entry's R, E and F lines beside its keys"""
 
 
 @dataclass(slots=True)
@@ -70,14 +77,20 @@ class Journal:
         self.entries, same_boot = replay(data, boot_id)
         if not same_boot:
             _end_all(self.entries)
+        self._owed = sum(map(_rest, self.entries.values()))
+        """bytes of lines that are sure to come"""
         self.compact()
 
     def close(self) -> None:
         os.close(self._file)
 
     def started(self, entry: Entry) -> None:
+        """Raises OSError, with nothing written, when the disk has no room for it up to its end."""
+        line = _line(entry.records()[0])
+        self._reserve(self._file, self._size, len(line) + _rest(entry))
+        self._put(line)
+        self._owed += _rest(entry)
         self.entries[entry.key] = entry
-        self._append(entry.records()[0])
 
     def running(self, entry: Entry) -> None:
         entry.running = True
@@ -88,7 +101,8 @@ class Journal:
         self._append(["E", entry.key, status, time])
 
     def forgotten(self, entry: Entry) -> None:
-        self.entries.pop(entry.key, None)
+        if self.entries.pop(entry.key, None) is not None:
+            self._owed -= _rest(entry)
         self._append(["F", entry.key])
 
     def compact(self) -> None:
@@ -99,19 +113,43 @@ class Journal:
         data = b"".join(_line(record) for record in records)
         temporary = self._path + ".new"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_APPEND, 0o600)
-        _write(fd, data)
-        os.rename(temporary, self._path)
+        try:
+            _write(fd, data)
+            self._reserve(fd, len(data), 0)
+            os.rename(temporary, self._path)
+        except OSError:
+            os.close(fd)
+            os.unlink(temporary)
+            raise
         if self._file >= 0:
             os.close(self._file)
         self._file, self._size = fd, len(data)
         self._limit = max(_COMPACT, 3 * self._size)
 
     def _append(self, record: list[Any]) -> None:
-        line = _line(record)
-        _write(self._file, line)
-        self._size += len(line)
+        self._put(_line(record))
         if self._size > self._limit:
-            self.compact()
+            try:
+                self.compact()
+            except OSError:
+                # a full disk: the file at hand is whole, only longer
+                self._limit = 2 * self._size
+
+    def _put(self, line: bytes) -> None:
+        """Whole or not at all: behind a torn line nothing would be read."""
+        try:
+            _write(self._file, line)
+        except OSError:
+            os.ftruncate(self._file, self._size)
+            raise
+        self._size += len(line)
+
+    def _reserve(self, fd: int, end: int, more: int) -> None:
+        try:
+            holes.reserve(fd, end, 1 + more + self._owed)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
 
 
 def replay(data: bytes, boot_id: str) -> tuple[dict[str, Entry], bool]:
@@ -152,6 +190,11 @@ def _end_all(entries: dict[str, Entry]) -> None:
             del entries[key]
         elif entry.status is None:
             entry.status = -1
+
+
+def _rest(entry: Entry) -> int:
+    """What its further lines take at most."""
+    return 3 * len(entry.key) + _REST
 
 
 def _line(record: list[Any]) -> bytes:

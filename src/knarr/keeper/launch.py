@@ -155,7 +155,10 @@ class Launch:
                 raise StepFailed(type(step).__name__, error) from error
 
     def _clone(self, null: int, pid_namespace: int | None) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise StepFailed("clone", error) from error
         self._channel = ours
         try:
             cgroup = self.context.fds.get("cgroup")

@@ -56,6 +56,7 @@ class Server:
         self._selector = selector
         self._obey = obey
         self._gone = gone
+        self._peers: list[Peer] = []
 
     def listen(self, listener: socket.socket) -> None:
         def accept(_events: int) -> None:
@@ -90,9 +91,16 @@ class Server:
                 peer.queue.append(data)
                 self._interest(peer)
 
+    def catch_up(self, but: Peer) -> None:
+        """Take in all that peers other than this one have sent: it came before what this one sent last."""
+        for peer in tuple(self._peers):
+            while peer is not but and self._receive(peer):
+                pass
+
     def hang_up(self, peer: Peer) -> None:
         if peer.sock.fileno() < 0:
             return
+        self._peers.remove(peer)
         self._selector.unregister(peer.sock)
         peer.sock.close()
         self._gone(peer)
@@ -104,6 +112,7 @@ class Server:
             if events & selectors.EVENT_READ and peer.sock.fileno() >= 0:
                 self._receive(peer)
 
+        self._peers.append(peer)
         self._selector.register(peer.sock, selectors.EVENT_READ, ready)
 
     def _interest(self, peer: Peer) -> None:
@@ -127,11 +136,14 @@ class Server:
             return False
         return True
 
-    def _receive(self, peer: Peer) -> None:
+    def _receive(self, peer: Peer) -> bool:
+        """False when there is no more for now, or ever."""
+        if peer.sock.fileno() < 0:
+            return False
         try:
             data, fds = protocol.receive(peer.sock)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data, fds = b"", []
         try:
@@ -144,3 +156,4 @@ class Server:
             self._obey(Request(peer, message, named, data))
         else:
             self.hang_up(peer)
+        return bool(message)

@@ -20,8 +20,11 @@ from knarr.kernel import fds as descriptors
 from knarr.kernel import plan as plans
 from knarr.kernel import process
 from knarr.kernel import steps as _  # noqa: F401 - registers the plans' vocabulary
+from knarr.model.errors import KnarrError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from knarr.keeper.holder import HolderClient
     from knarr.keeper.images import ImageMounts
     from knarr.keeper.journal import Journal
@@ -51,7 +54,9 @@ class Starts:
         mover: MoverLink,
         server: Server,
         selector: selectors.BaseSelector,
+        ended: Callable[[Entry, int], None],
     ) -> None:
+        self._ended = ended
         self._root = root
         self._run = run
         self._holder = holder
@@ -175,6 +180,8 @@ class Starts:
             self._journal.started(entry)
         except BaseException:
             launch.abandon()
+            if "/" not in key:
+                self.release(key)
             raise
         self.children[launch.pid] = entry
         pending = Pending(launch, entry, request)
@@ -206,6 +213,8 @@ class Starts:
                 launch.kept()
         except BlockingIOError:
             return
+        except (OSError, KnarrError) as error:
+            launch.failure = StepFailed("Pty", _as_os_error(error))
         self._selector.unregister(launch)
         launch.finish()
         del self._pending[launch.pid]
@@ -223,6 +232,10 @@ class Starts:
 
     def _failed(self, launch: Launch, entry: Entry, request: Request, failure: StepFailed) -> None:
         launch.abandon()
+        if entry.exec_id is None and request.peer.sock.fileno() < 0:
+            # who asked is dead; the daemon after it was told that this runs
+            self._ended(entry, _code(failure) << 8)
+            return
         self._journal.forgotten(entry)
         if entry.exec_id is None:
             self.release(entry.id)
@@ -234,13 +247,21 @@ class Starts:
         if entry.exec_id is not None:
             streams.kept[name] = fd
             return
-        read, write = os.pipe2(os.O_CLOEXEC)
-        three = {name: fd, f"{name}pipe-r": read, f"{name}pipe-w": write}
+        three = {name: fd}
         try:
+            three[f"{name}pipe-r"], three[f"{name}pipe-w"] = os.pipe2(os.O_CLOEXEC)
             self._holder.put_all({f"log/{entry.id}/{key}": value for key, value in three.items()})
             self._mover.add(entry.id, three)
         finally:
             descriptors.close_all(list(three.values()))
+
+
+def _as_os_error(error: OSError | KnarrError) -> OSError:
+    return error if isinstance(error, OSError) else OSError(errno.EIO, error.message)
+
+
+def _code(failure: StepFailed) -> int:
+    return 127 if failure.errno in (errno.ENOENT, errno.ENOTDIR) else 126
 
 
 def checked_id(text: str) -> str:

@@ -58,6 +58,7 @@ class Keeper:
             mover=self._mover,
             server=self._server,
             selector=self._selector,
+            ended=self._ended,
         )
         self._daemon: Peer | None = None
         self._adopted: dict[int, list[Entry]] = {}
@@ -101,6 +102,13 @@ class Keeper:
     def _peer_gone(self, peer: Peer) -> None:
         if peer is self._daemon:
             self._daemon = None
+        for workload_id, requests in tuple(self._deferred.items()):
+            # nobody is there to be told that it runs
+            for request in [item for item in requests if item.peer is peer]:
+                requests.remove(request)
+                descriptors.close_all(list(request.take().values()))
+            if not requests:
+                del self._deferred[workload_id]
 
     def _holder_speaks(self, _events: int) -> None:
         self._holder.poll()
@@ -137,9 +145,33 @@ class Keeper:
                 self._adopted[entry.pid].remove(entry)
                 self._ended(entry, -1)
         for entry in running:
-            if entry.status is None and entry.key in self._journal.entries and not entry.running:
-                self._journal.running(entry)
+            if entry.status is None and entry.key in self._journal.entries:
+                if not entry.running:
+                    self._journal.running(entry)
+                self._watch_stranger(entry)
         self._reap()
+
+    def _watch_stranger(self, entry: Entry) -> None:
+        """Who outlived the holder as well is the init's child by now, whose end nobody will tell us."""
+        if processes.parent(entry) in (os.getpid(), os.getppid()):
+            return
+        try:
+            pidfd = processes.open_process(entry)
+        except ProcessLookupError:
+            self._stranger_ended(entry, -1)
+            return
+
+        def gone(_events: int) -> None:
+            self._selector.unregister(pidfd)
+            status = process.pidfd_exit_status(pidfd)
+            os.close(pidfd)
+            self._stranger_ended(entry, -1 if status is None else status)
+
+        self._selector.register(pidfd, selectors.EVENT_READ, gone)
+
+    def _stranger_ended(self, entry: Entry, status: int) -> None:
+        self._adopted[entry.pid].remove(entry)
+        self._ended(entry, status)
 
     def _clear_leftovers(self) -> None:
         """Streams that a keeper made and did not live to write down."""
@@ -203,6 +235,8 @@ class Keeper:
             self._server.fail(request, {"step": kind, "errno": errno.EINVAL, "message": str(error)})
 
     def on_hello(self, request: Request) -> None:
+        # what the daemon before this one asked for must not begin behind the answer's back
+        self._server.catch_up(request.peer)
         self._daemon = request.peer
         about = {"version": protocol.VERSION, "pid": os.getpid(), "instance": self._instance()}
         self._list(request, about)

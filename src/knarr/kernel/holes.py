@@ -27,6 +27,13 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+def reserve(fd: int, offset: int, length: int) -> None:
+    """Blocks for what will be written there, so that a full disk shows now. The size stays."""
+    if _fallocate(fd, KEEP_SIZE, offset, length):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
 def start_writeback(fd: int, offset: int, length: int) -> None:
     """Begin to write a range's dirty pages and return; a hint, so that a later fsync has less to do."""
     _sync_file_range(fd, offset, length, SYNC_WRITE)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,3 +93,35 @@ def test_a_long_journal_is_compacted(tmp_path):
 def test_keys_name_workload_and_exec():
     assert (Entry("w", 1, 1).id, Entry("w", 1, 1).exec_id) == ("w", None)
     assert (Entry("w/e", 1, 1).id, Entry("w/e", 1, 1).exec_id) == ("w", "e")
+
+
+def fill(journal):
+    for number in range(1000):
+        journal.started(Entry(f"{number:064}", number + 2, number, [["Step", {"path": "x" * 50}]]))
+
+
+def test_a_full_disk_tears_nothing_and_takes_no_end_away(tmp_path):
+    """Lines behind a torn one would not be read, and an end that can't be written could not be reaped."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: a file system that is full")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], check=True)
+    try:
+        journal = Journal(str(tmp_path / "journal"), "boot")
+        (tmp_path / "filler").write_bytes(bytes(44 << 10))
+        with pytest.raises(OSError, match="No space"):
+            fill(journal)
+        started = list(journal.entries.values())
+        assert len(started) > 5
+        for entry in started:
+            journal.running(entry)
+            journal.ended(entry, 7, 1)
+        for entry in started[1:]:
+            journal.forgotten(entry)
+        journal.close()
+        (tmp_path / "filler").unlink()
+        entries, same = replay((tmp_path / "journal").read_bytes(), "boot")
+        assert same
+        assert state(entries) == state({started[0].key: started[0]})
+        Journal(str(tmp_path / "journal"), "boot").close()
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)

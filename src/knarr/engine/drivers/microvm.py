@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from knarr.engine.driver import ExitResult, PathStat, Services, Stats, Workload
-from knarr.engine.drivers import limitchecks, vm_boot
+from knarr.engine.drivers import limitchecks, vm_boot, vm_leftovers
 from knarr.engine.drivers.failures import hint_of, hinted
 from knarr.engine.drivers.vm_idle import IdleMachines
 from knarr.engine.drivers.vm_streams import VmExec, VmStdinTable
@@ -30,7 +30,7 @@ from knarr.model.errors import Conflict, Failed, KnarrError, Unsupported
 from knarr.model.workload import NetworkMode, Process
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
     from contextlib import AbstractAsyncContextManager
 
     from knarr.engine.driver import ExecSession, Stdin
@@ -145,6 +145,9 @@ class MicrovmDriver:
 
     async def close(self) -> None:
         await self._boot.templates.close()
+
+    async def sweep(self, running: Collection[str]) -> None:
+        await vm_leftovers.sweep(self._s, running)
 
     async def _kernel(self, w: Workload, tell: Callable[[str], None] = lambda _: None) -> GuestKernel:
         return await self._guest_kernel(w.spec.kernel, tell)
