@@ -115,13 +115,17 @@ def docker_archive(
     path: str, layers: Sequence[bytes], config: bytes, tags: Sequence[str] = ("test:latest",)
 ) -> str:
     """What `docker save` writes: manifest.json, the config, `N/layer.tar` members."""
+    with open(path, "wb") as file:
+        file.write(docker_bytes(layers, config, tags))
+    return path
+
+
+def docker_bytes(layers: Sequence[bytes], config: bytes, tags: Sequence[str]) -> bytes:
     name = sha256(config)[7:] + ".json"
     files = [Member(f"{number}/layer.tar", layer) for number, layer in enumerate(layers)]
     manifest = [{"Config": name, "RepoTags": list(tags), "Layers": [file.name for file in files]}]
     files += [Member(name, config), Member("manifest.json", json.dumps(manifest).encode())]
-    with open(path, "wb") as file:
-        file.write(tar_bytes(files))
-    return path
+    return tar_bytes(files)
 
 
 def compress(layer: bytes, how: str) -> tuple[bytes, str]:

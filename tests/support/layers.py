@@ -173,4 +173,8 @@ def mounted(image, target: str, options: str = ""):
     try:
         yield target
     finally:
-        _libc.umount2(target.encode(), 2)
+        unmount(target)
+
+
+def unmount(target: str) -> None:
+    _libc.umount2(target.encode(), 2)
