@@ -58,13 +58,13 @@ class Restarts:
     def halt(self) -> None:
         self.halted = True
 
-    def ended(self, entry: Entry) -> None:
-        """Under its lock, after its end is recorded and cleaned up."""
+    def ended(self, entry: Entry, *, began: bool = True) -> None:
+        """Under its lock, after its end is recorded and cleaned up. `began`: it ran at all this time."""
         w = entry.w
         w.failures = w.failures + 1 if w.exit_code else 0
         if self.halted or not wanted(w):
             return
-        entry.pause = next_pause(entry.pause, (w.finished - w.started) / 1e9)
+        entry.pause = next_pause(entry.pause, (w.finished - w.started) / 1e9 if began else 0.0)
         w.status = move(w.name, w.status, Status.RESTARTING)
         self._life.save(w)
         self.resume(entry)
@@ -90,4 +90,4 @@ class Restarts:
             _log.warning("%s: restart: %s", entry.w.name, error)
             async with entry.lock:
                 if entry.w.status is Status.EXITED:
-                    self.ended(entry)
+                    self.ended(entry, began=False)
