@@ -5,6 +5,7 @@ Out of scope: when an image is in use (`keeper.supervisor` knows the workloads),
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 
@@ -15,10 +16,12 @@ class ImageMounts:
     def __init__(self, run: str) -> None:
         self._folder = os.path.join(run, "images")
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
-        self._mounted: dict[str, tuple[int, int] | None] = {
-            name: None for name in os.listdir(self._folder) if os.path.ismount(self.path(name))
+        self._mounted: dict[str, str] = {
+            name: self._marked(name)
+            for name in os.listdir(self._folder)
+            if name.isalnum() and os.path.ismount(self.path(name))
         }
-        """tree id → the tree's file; None = mounted by a keeper before this one"""
+        """tree id → the tree's file as its mark says; "" if the keeper before died in between"""
 
     def path(self, tree_id: str) -> str:
         if not tree_id.isalnum():
@@ -28,25 +31,47 @@ class ImageMounts:
     def mount(self, tree_id: str, tree: str, pool: str) -> None:
         target = self.path(tree_id)
         status = os.stat(tree)
-        found = (status.st_dev, status.st_ino)
+        # not used again while the mount holds the file
+        found = f"{status.st_dev}:{status.st_ino}"
         if tree_id in self._mounted:
             if self._mounted[tree_id] == found:
                 return
             # an image that was removed and came again has its contents elsewhere in the pool; workloads on
             # the old mount keep it by their own references
-            mounts.umount(target, mounts.UMOUNT_NOFOLLOW)
-            del self._mounted[tree_id]
+            self._release(tree_id)
         os.makedirs(target, mode=0o700, exist_ok=True)
         mounts.mount_erofs(tree, pool, target)
         self._mounted[tree_id] = found
+        self._unmark(tree_id)
+        # without a mark (a full RUN) the next keeper mounts once more
+        with contextlib.suppress(OSError):
+            os.symlink(found, self._mark(tree_id))
 
     def unmount(self, tree_id: str) -> None:
         target = self.path(tree_id)
         if tree_id not in self._mounted:
             return
-        mounts.umount(target, mounts.UMOUNT_NOFOLLOW)
-        del self._mounted[tree_id]
+        self._release(tree_id)
         os.rmdir(target)
+
+    def _release(self, tree_id: str) -> None:
+        mounts.umount(self.path(tree_id), mounts.UMOUNT_NOFOLLOW)
+        del self._mounted[tree_id]
+        self._unmark(tree_id)
+
+    def _unmark(self, tree_id: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._mark(tree_id))
+
+    def _mark(self, tree_id: str) -> str:
+        """A link that names the mounted file, for the next keeper."""
+        return f"{self.path(tree_id)}.of"
+
+    def _marked(self, tree_id: str) -> str:
+        try:
+            return os.readlink(self._mark(tree_id))
+        except OSError:
+            return ""
 
     def used_by(self, request: bytes) -> list[str]:
         """The mounted trees that a start's text names."""

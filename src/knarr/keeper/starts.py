@@ -155,7 +155,9 @@ class Starts:
         os.symlink(log, link)
 
     def _launch(self, request: Request, key: str, streams: Streams, pidfd: int | None) -> None:
-        context = plans.Context(run=self._run, fds={**request.take(), "null": self._null})
+        context = plans.Context(
+            run=self._run, fds={**request.take(), "null": self._null}, mount_image=self._images.mount
+        )
         if pidfd is not None:
             context.fds["pidfd"] = pidfd
         context.fds = {**streams.child, **context.fds}

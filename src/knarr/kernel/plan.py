@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from knarr.model import codec
 from knarr.model.errors import Invalid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(slots=True)
@@ -29,6 +32,8 @@ class Context:
     home: str = ""
     send: list[tuple[str, int]] = field(default_factory=list)
     """(name, fd) that the child hands up to the keeper before it executes the program: a pty's master"""
+    mount_image: Callable[[str, str, str], None] | None = None
+    """the keeper's book of image mounts: (tree id, tree, pool)"""
 
 
 class Step:
