@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _QUEUE = 10_000
 _FOREVER = 1 << 62
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Follower:
@@ -99,7 +100,7 @@ def row(event: Event) -> EventRow:
         type=event.type,
         action=event.action,
         id=event.id,
-        attributes=json.dumps(event.attributes, separators=(",", ":")),
+        attributes=_encode(event.attributes),
     )
 
 

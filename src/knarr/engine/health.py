@@ -30,6 +30,8 @@ _OUTPUT = 4096
 
 def effective(w: Workload) -> Health | None:
     """The user's, over the image's, over docker's defaults; None = it is never asked."""
+    if w.spec.health is None and w.image.config.health is None:
+        return None
     merged = _over(_over(w.spec.health, w.image.config.health), _DEFAULTS)
     return merged if merged.test and merged.test[0] in ("CMD", "CMD-SHELL") and len(merged.test) > 1 else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,7 @@ class Catalog:
         return found[0] if found else None
 
 
+@functools.lru_cache(maxsize=1024)
 def canonical(text: str, *, or_id: bool = False) -> str:
     """A reference in its full form; empty for what can only be an id. Raises `Invalid`."""
     try:

@@ -11,9 +11,14 @@ import enum
 import functools
 import types
 import typing
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from knarr.model.errors import Invalid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    _Decoder = Callable[[Any, "_Where"], Any]
 
 T = TypeVar("T")
 
@@ -33,7 +38,8 @@ def to_json(value: Any) -> Any:
 
 def from_json(cls: type[T], data: Any, where: str = "") -> T:
     """Build a `cls` from JSON values. Raises `Invalid` naming the offending field by its path."""
-    return typing.cast("T", _decode(cls, data, where or cls.__name__))
+    hint: Any = cls
+    return typing.cast("T", _decoder(hint)(data, _Where(where or cls.__name__)))
 
 
 @functools.cache
@@ -41,65 +47,92 @@ def _field_names(cls: Any) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(cls))
 
 
+class _Where:
+    """A place in the data: put into words only when something is wrong there."""
+
+    __slots__ = ("_name", "_parent")
+
+    def __init__(self, name: str, parent: _Where | None = None) -> None:
+        self._name = name
+        self._parent = parent
+
+    def __str__(self) -> str:
+        return self._name if self._parent is None else f"{self._parent}{self._name}"
+
+
 @functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _decode(hint: Any, data: Any, where: str) -> Any:
+def _decoder(hint: Any) -> _Decoder:
+    """Made once for each hint."""
     if hint is Any:
-        return data
+        return lambda data, _: data
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
-        return _decode_union(hint, data, where)
+        return _union(hint)
     if origin is tuple:
-        return _decode_tuple(typing.get_args(hint)[0], data, where)
+        return _tuple(_decoder(typing.get_args(hint)[0]))
     if origin is dict:
-        return _decode_dict(typing.get_args(hint)[1], data, where)
+        return _dict(_decoder(typing.get_args(hint)[1]))
     if dataclasses.is_dataclass(hint):
-        return _decode_dataclass(hint, data, where)
+        return functools.partial(_decode_dataclass, hint)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return _decode_enum(hint, data, where)
-    return _decode_scalar(hint, data, where)
+        return functools.partial(_decode_enum, hint)
+    return functools.partial(_decode_scalar, hint)
 
 
-def _decode_union(hint: Any, data: Any, where: str) -> Any:
-    if data is None:
-        if type(None) in typing.get_args(hint):
+def _union(hint: Any) -> _Decoder:
+    arguments = typing.get_args(hint)
+    optional = type(None) in arguments
+    inner = _decoder(next(arg for arg in arguments if arg is not type(None)))
+
+    def decode(data: Any, where: _Where) -> Any:
+        if data is not None:
+            return inner(data, where)
+        if optional:
             return None
         raise Invalid(f"{where}: a value is required")
-    inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-    return _decode(inner[0], data, where)
+
+    return decode
 
 
-def _decode_tuple(inner: Any, data: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(data, (list, tuple)):
-        raise Invalid(f"{where}: expected a list, got {type(data).__name__}")
-    return tuple(_decode(inner, item, f"{where}[{index}]") for index, item in enumerate(data))
+def _tuple(inner: _Decoder) -> _Decoder:
+    def decode(data: Any, where: _Where) -> tuple[Any, ...]:
+        if not isinstance(data, (list, tuple)):
+            raise Invalid(f"{where}: expected a list, got {type(data).__name__}")
+        return tuple(inner(item, _Where(f"[{index}]", where)) for index, item in enumerate(data))
+
+    return decode
 
 
-def _decode_dict(inner: Any, data: Any, where: str) -> dict[str, Any]:
+def _dict(inner: _Decoder) -> _Decoder:
+    def decode(data: Any, where: _Where) -> dict[str, Any]:
+        if not isinstance(data, dict):
+            raise Invalid(f"{where}: expected an object, got {type(data).__name__}")
+        return {str(key): inner(item, _Where(f".{key}", where)) for key, item in data.items()}
+
+    return decode
+
+
+@functools.cache
+def _fields(cls: Any) -> dict[str, _Decoder]:
+    return {name: _decoder(hint) for name, hint in typing.get_type_hints(cls).items()}
+
+
+def _decode_dataclass(cls: Any, data: Any, where: _Where) -> Any:
     if not isinstance(data, dict):
         raise Invalid(f"{where}: expected an object, got {type(data).__name__}")
-    return {str(key): _decode(inner, item, f"{where}.{key}") for key, item in data.items()}
-
-
-def _decode_dataclass(cls: Any, data: Any, where: str) -> Any:
-    if not isinstance(data, dict):
-        raise Invalid(f"{where}: expected an object, got {type(data).__name__}")
-    hints = _hints(cls)
-    unknown = sorted(set(data) - set(hints))
+    fields = _fields(cls)
+    unknown = sorted(data.keys() - fields.keys())
     if unknown:
-        known = ", ".join(sorted(hints))
+        known = ", ".join(sorted(fields))
         raise Invalid(f"{where}: unknown field {unknown[0]!r}", hint=f"known fields: {known}")
-    values = {key: _decode(hints[key], item, f"{where}.{key}") for key, item in data.items()}
+    values = {key: fields[key](item, _Where(f".{key}", where)) for key, item in data.items()}
     try:
         return cls(**values)
     except TypeError as error:
         raise Invalid(f"{where}: {error}") from error
 
 
-def _decode_enum(hint: Any, data: Any, where: str) -> Any:
+def _decode_enum(hint: Any, data: Any, where: _Where) -> Any:
     try:
         return hint(data)
     except ValueError:
@@ -107,7 +140,7 @@ def _decode_enum(hint: Any, data: Any, where: str) -> Any:
         raise Invalid(f"{where}: unknown value {data!r}", hint=f"one of: {known}") from None
 
 
-def _decode_scalar(hint: Any, data: Any, where: str) -> Any:
+def _decode_scalar(hint: Any, data: Any, where: _Where) -> Any:
     if hint is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
     if isinstance(data, bool) and hint is not bool:

@@ -6,6 +6,7 @@ the distribution specification's and docker's. Whether a name exists is not this
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from dataclasses import dataclass, replace
@@ -224,6 +225,7 @@ def parse_platform(text: str) -> Platform:
     raise Invalid(f"{text[:100]!r} is no known system or architecture", hint="such as linux/amd64 or arm64")
 
 
+@functools.cache
 def host_platform() -> Platform:
     uname = os.uname()
     return _normal(Platform(uname.sysname.lower(), uname.machine))

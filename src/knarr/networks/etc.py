@@ -45,9 +45,13 @@ def prepare_etc(
 def _write(path: str, text: str) -> None:
     # In place, not by rename: a container that already runs has this very inode mounted.
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    with open(fd, "w", encoding="utf-8") as file:
+    try:
         os.fchmod(fd, 0o644)
-        file.write(text)
+        left = memoryview(text.encode("utf-8", "replace"))
+        while left:
+            left = left[os.write(fd, left) :]
+    finally:
+        os.close(fd)
 
 
 def _resolv_conf(attachment: Attachment | None, mode: NetworkMode, dns: Dns) -> str:

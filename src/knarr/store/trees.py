@@ -7,6 +7,7 @@ turn.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 
@@ -58,7 +59,8 @@ class Removal:
                         self._queue[-1:-1] = moved
                         return count
                     if entry.is_dir(follow_symlinks=False):
-                        moved.append(self._move_up(parent, fd, entry.name))
+                        if not _remove_empty(fd, entry.name):
+                            moved.append(self._move_up(parent, fd, entry.name))
                     else:
                         os.unlink(entry.name, dir_fd=fd)
         finally:
@@ -72,3 +74,14 @@ class Removal:
         place = f"{PREFIX}{self._token}-{self._count}"
         os.rename(name, place, src_dir_fd=fd, dst_dir_fd=parent)
         return place
+
+
+def _remove_empty(fd: int, name: str) -> bool:
+    """Most folders are; asking costs less than looking."""
+    try:
+        os.rmdir(name, dir_fd=fd)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
