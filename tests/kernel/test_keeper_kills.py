@@ -11,10 +11,12 @@ import subprocess
 import pytest
 
 from kernel.keeper_tools import ENV, STREAMS, in_instance, needs_root
-from knarr.keeper import boot
+from knarr.keeper import boot, processes
+from knarr.keeper.journal import Journal
 from knarr.keeper.link import KeeperError
+from knarr.kernel import plan as plans
 from knarr.kernel.plan import Plan
-from knarr.kernel.steps import Guard, Pty
+from knarr.kernel.steps import CgroupCreate, Guard, Pty
 from knarr.model.errors import Unavailable
 
 pytestmark = needs_root
@@ -193,5 +195,31 @@ def test_upgrade_keeps_the_children(tmp_path):
         # it must be forgotten first
         with pytest.raises(KeeperError, match="known"):
             await it.shell("w", "true")
+
+    in_instance(tmp_path, work)
+
+
+def test_outside_steps_of_a_start_that_was_cut_short_are_undone(tmp_path):
+    """The keeper dies after its first act and before it has a child to write down."""
+
+    async def work(it):
+        group = f"/sys/fs/cgroup/pids/{os.path.basename(tmp_path)}"
+        if not os.path.isdir("/sys/fs/cgroup/pids"):
+            group = f"/sys/fs/cgroup/{os.path.basename(tmp_path)}"
+        plan = Plan(outside=(CgroupCreate(groups=(f"{group}/w",)),), argv=("x",))
+        journal = Journal(f"{it.run}/keeper.journal", processes.boot_id())
+        it.holder.norole("keeper")
+        await it.until(lambda: "keeper" not in it.holder.roles())
+        journal.intended("w", plans.to_json(plan)["outside"])
+        journal.close()
+        os.makedirs(f"{group}/w")
+        try:
+            boot.start_instance(it.root, it.run, daemon=False)
+            await it.until(lambda: not os.path.exists(f"{group}/w"))
+            assert Journal(f"{it.run}/keeper.journal", processes.boot_id()).intents == {}
+            await it.shell("w", "exit 3")
+            assert await it.exit_of("w") == 3 << 8
+        finally:
+            os.rmdir(group)
 
     in_instance(tmp_path, work)

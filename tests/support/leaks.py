@@ -155,15 +155,21 @@ def _states(root: str) -> dict[str, dict[str, Any]]:
 
 
 def _processes(view: View) -> None:
-    """Every process below the holder is a role, or stands in the control group of one that is alive."""
+    """Every process below the holder is a role, or stands in the control group of one that is alive.
+
+    One that has ended and that its workload's own process 1 does not reap is the workload's affair.
+    """
+    ours = {view.holder, *view.roles.values()}
     for pid in _below(view.holder):
-        if pid in view.roles.values():
+        if pid in view.roles.values() or (_is_zombie(pid) and _parent(pid) not in ours):
             continue
         text = _read(f"/proc/{pid}/cgroup")
         groups = set(re.findall(rf"/knarr_{view.instance}/([^/\n]+)", text))
         if not text or any(name.partition(".")[0] in view.alive for name in groups):
             continue
-        view.tell("process", [f"{pid} {_command(pid)} in {groups or 'no group'}"])
+        view.tell(
+            "process", [f"{pid} of {_parent(pid)} {_state(pid)} {_command(pid)} in {groups or 'no group'}"]
+        )
 
 
 def _groups(view: View) -> None:
@@ -241,7 +247,8 @@ def _names(view: View) -> None:
 
 def _journal(view: View) -> None:
     data = _bytes(os.path.join(view.run, "keeper.journal"))
-    entries, _ = journal.replay(data, processes.boot_id())
+    entries, intents, _ = journal.replay(data, processes.boot_id())
+    view.tell("intent", intents)
     view.tell(
         "journal entry", [key for key in entries if key.partition("/")[0].partition(".")[0] not in view.alive]
     )
@@ -334,6 +341,15 @@ def _below(pid: int) -> Iterator[int]:
 def _parent(pid: int) -> int:
     text = _read(f"/proc/{pid}/stat")
     return int(text[text.rindex(")") + 2 :].split()[1]) if text else 0
+
+
+def _state(pid: int) -> str:
+    text = _read(f"/proc/{pid}/stat")
+    return text[text.rindex(")") + 2] if text else ""
+
+
+def _is_zombie(pid: int) -> bool:
+    return _state(pid) == "Z"
 
 
 def _commands() -> Iterator[tuple[int, str]]:

@@ -3,7 +3,8 @@
 An append-only file of checked lines, RUN/keeper.journal, written before each act becomes visible:
 
     ["B", boot id]                                  the machine's boot that pids and start times belong to
-    ["S", key, pid, start time, outside, trees]     before the child gets `go`
+    ["O", key, outside]                             before the outside steps begin
+    ["S", key, pid, start time, outside, trees]     before the child gets `go`; outside is null: as in its "O"
     ["R", key]                                      the program runs (the exec succeeded)
     ["E", key, wait status, time]                   before the process is reaped
     ["F", key]                                      forgotten: the daemon has recorded the end, or it never
@@ -74,7 +75,8 @@ class Journal:
         self._size = 0
         self._limit = 0
         data = _read(path)
-        self.entries, same_boot = replay(data, boot_id)
+        self.entries, self.intents, same_boot = replay(data, boot_id)
+        """`intents`: outside steps, by key, of starts that a keeper did not live to record"""
         if not same_boot:
             _end_all(self.entries)
         self._owed = sum(map(_rest, self.entries.values()))
@@ -84,9 +86,24 @@ class Journal:
     def close(self) -> None:
         os.close(self._file)
 
+    def intended(self, key: str, outside: list[Any]) -> None:
+        """Raises OSError with nothing written."""
+        line = _line(["O", key, outside])
+        self._reserve(self._file, self._size, len(line) + 3 * len(key) + _REST)
+        self._put(line)
+        self.intents[key] = outside
+
+    def withdrawn(self, key: str) -> None:
+        """Its outside steps are undone."""
+        if self.intents.pop(key, None) is not None:
+            self._append(["F", key])
+
     def started(self, entry: Entry) -> None:
         """Raises OSError, with nothing written, when the disk has no room for it up to its end."""
-        line = _line(entry.records()[0])
+        record = entry.records()[0]
+        if self.intents.pop(entry.key, None) is not None:
+            record[4] = None
+        line = _line(record)
         self._reserve(self._file, self._size, len(line) + _rest(entry))
         self._put(line)
         self._owed += _rest(entry)
@@ -108,6 +125,7 @@ class Journal:
     def compact(self) -> None:
         """Write anew what still counts; whole or not at all."""
         records: list[list[Any]] = [["B", self._boot_id]]
+        records += [["O", key, outside] for key, outside in self.intents.items()]
         for entry in self.entries.values():
             records += entry.records()
         data = b"".join(_line(record) for record in records)
@@ -152,9 +170,10 @@ class Journal:
                 raise
 
 
-def replay(data: bytes, boot_id: str) -> tuple[dict[str, Entry], bool]:
-    """What the lines say up to the first that is torn, and whether they are of this boot."""
+def replay(data: bytes, boot_id: str) -> tuple[dict[str, Entry], dict[str, list[Any]], bool]:
+    """What the lines say up to the first that is torn, the intents, and whether they are of this boot."""
     entries: dict[str, Entry] = {}
+    intents: dict[str, list[Any]] = {}
     same_boot = True
     for line in data.split(b"\n"):
         record = _checked(line)
@@ -163,14 +182,22 @@ def replay(data: bytes, boot_id: str) -> tuple[dict[str, Entry], bool]:
         if record[0] == "B":
             same_boot = record[1] == boot_id
         else:
-            _apply(entries, record)
-    return entries, same_boot
+            _apply(entries, intents, record)
+    return entries, intents, same_boot
 
 
-def _apply(entries: dict[str, Entry], record: list[Any]) -> None:
+def _apply(entries: dict[str, Entry], intents: dict[str, list[Any]], record: list[Any]) -> None:
     kind, key = record[0], record[1]
+    if kind == "O":
+        intents[key] = record[2]
+        return
     if kind == "S":
-        entries[key] = Entry(key, *record[2:6])
+        intended = intents.pop(key, [])
+        entries[key] = Entry(key, record[2], record[3], record[4] or intended, record[5])
+        return
+    if kind == "F":
+        intents.pop(key, None)
+        entries.pop(key, None)
         return
     entry = entries.get(key)
     if entry is None:
@@ -179,8 +206,6 @@ def _apply(entries: dict[str, Entry], record: list[Any]) -> None:
         entry.running = True
     elif kind == "E":
         entry.status, entry.time = record[2], record[3]
-    elif kind == "F":
-        del entries[key]
 
 
 def _end_all(entries: dict[str, Entry]) -> None:

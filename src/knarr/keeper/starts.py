@@ -111,15 +111,23 @@ class Starts:
 
         Raises OSError when a step can't be undone: ask again.
         """
+        self._undo(entry.outside)
+        self._journal.forgotten(entry)
+        if entry.exec_id is None:
+            self.release(entry.id)
+
+    def withdraw(self, key: str) -> None:
+        """Undo what a start had done outside when its keeper died. Raises OSError."""
+        self._undo(self._journal.intents[key])
+        self._journal.withdrawn(key)
+
+    def _undo(self, outside: list[Any]) -> None:
         plan = plans.from_json(
-            {"outside": entry.outside, "clone_flags": 0, "inside": [], "fds": {}, "argv": [], "env": []}
+            {"outside": outside, "clone_flags": 0, "inside": [], "fds": {}, "argv": [], "env": []}
         )
         failure = undo(plan.outside, plans.Context(run=self._run))
         if failure is not None:
             raise failure
-        self._journal.forgotten(entry)
-        if entry.exec_id is None:
-            self.release(entry.id)
 
     def release(self, workload_id: str) -> None:
         """Its pipes are emptied into the logs and closed (by the mover), its stdin is closed."""
@@ -161,14 +169,21 @@ class Starts:
         if pidfd is not None:
             context.fds["pidfd"] = pidfd
         context.fds = {**streams.child, **context.fds}
+        outside = request.message["plan"]["outside"]
         try:
             plan = plans.from_json(request.message["plan"])
+            if outside:
+                self._journal.intended(key, outside)
         except BaseException:
             descriptors.close_all([fd for fd in context.fds.values() if fd != self._null])
             streams.abandon()
             raise
         launch = Launch(plan, context, streams)
-        launch.begin(self._null, pid_namespace=context.fds[plan.join] if plan.join else None)
+        try:
+            launch.begin(self._null, pid_namespace=context.fds[plan.join] if plan.join else None)
+        except BaseException:
+            self._journal.withdrawn(key)
+            raise
         self._record(launch, request, key)
 
     def _record(self, launch: Launch, request: Request, key: str) -> None:
@@ -182,6 +197,7 @@ class Starts:
             self._journal.started(entry)
         except BaseException:
             launch.abandon()
+            self._journal.withdrawn(key)
             if "/" not in key:
                 self.release(key)
             raise

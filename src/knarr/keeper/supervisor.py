@@ -174,7 +174,10 @@ class Keeper:
         self._ended(entry, status)
 
     def _clear_leftovers(self) -> None:
-        """Streams that a keeper made and did not live to write down."""
+        """Outside steps and streams of starts that a keeper did not live to write down."""
+        for key in tuple(self._journal.intents):
+            with contextlib.suppress(OSError):
+                self._starts.withdraw(key)
         known = {entry.id for entry in self._journal.entries.values()}
         found = {name.split("/")[1] for prefix in ("log/", "in/") for name in self._holder.list(prefix)}
         for workload_id in found - known:

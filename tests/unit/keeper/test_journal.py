@@ -13,17 +13,31 @@ from hypothesis import strategies as st
 from knarr.keeper.journal import Entry, Journal, replay
 
 KEYS = st.sampled_from(["a", "b", "c", "a/e1", "b/e2"])
-ACTS = st.lists(st.tuples(st.sampled_from("SREF"), KEYS, st.integers(-1, 65535)), max_size=30)
+ACTS = st.lists(st.tuples(st.sampled_from("OWSREF"), KEYS, st.integers(-1, 65535)), max_size=30)
+
+
+OUTSIDE = [["Step", {"path": "/x\n"}]]
 
 
 def state(entries):
-    return {key: (e.pid, e.started, e.running, e.status, e.time) for key, e in entries.items()}
+    return {
+        key: (e.pid, e.started, e.running, e.status, e.time, tuple(map(str, e.outside)))
+        for key, e in entries.items()
+    }
+
+
+def everything(journal):
+    return state(journal.entries), dict(journal.intents)
 
 
 def act(journal, number, kind, key, value):
     entry = journal.entries.get(key)
-    if kind == "S" and entry is None:
-        journal.started(Entry(key, number + 2, number * 10, [["Step", {"path": "/x\n"}]], ["t"]))
+    if kind == "O" and entry is None:
+        journal.intended(key, OUTSIDE)
+    elif kind == "W":
+        journal.withdrawn(key)
+    elif kind == "S" and entry is None:
+        journal.started(Entry(key, number + 2, number * 10, OUTSIDE, ["t"]))
     elif entry is None:
         return
     elif kind == "R":
@@ -39,10 +53,10 @@ def test_any_cut_gives_a_state_that_was(acts, data):
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "journal")
         journal = Journal(path, "boot")
-        states = [state(journal.entries)]
+        states = [everything(journal)]
         for number, (kind, key, value) in enumerate(acts):
             act(journal, number, kind, key, value)
-            states.append(state(journal.entries))
+            states.append(everything(journal))
         journal.close()
         with open(path, "rb") as file:
             whole = file.read()
@@ -50,9 +64,9 @@ def test_any_cut_gives_a_state_that_was(acts, data):
         with open(path, "wb") as file:
             file.write(whole[:cut] + data.draw(st.sampled_from([b"", b"\0\0\0", b"garbage\n"])))
         again = Journal(path, "boot")
-        assert state(again.entries) in states
+        assert everything(again) in states
         if cut == len(whole):
-            assert state(again.entries) == states[-1]
+            assert everything(again) == states[-1]
         # what is written after a torn tail is read again
         again.started(Entry("new", 1, 1))
         again.close()
@@ -63,7 +77,7 @@ def test_any_cut_gives_a_state_that_was(acts, data):
 
 @given(st.binary(max_size=200))
 def test_garbage_is_no_state(data):
-    assert replay(data, "boot") == ({}, True)
+    assert replay(data, "boot") == ({}, {}, True)
 
 
 def test_another_boot_ends_everything(tmp_path):
@@ -74,7 +88,7 @@ def test_another_boot_ends_everything(tmp_path):
     journal.ended(journal.entries["ended"], 7, 8)
     journal.close()
     later = Journal(path, "two")
-    assert state(later.entries) == {"w": (5, 6, False, -1, 0), "ended": (5, 6, False, 7, 8)}
+    assert state(later.entries) == {"w": (5, 6, False, -1, 0, ()), "ended": (5, 6, False, 7, 8, ())}
     later.close()
 
 
@@ -119,7 +133,7 @@ def test_a_full_disk_tears_nothing_and_takes_no_end_away(tmp_path):
             journal.forgotten(entry)
         journal.close()
         (tmp_path / "filler").unlink()
-        entries, same = replay((tmp_path / "journal").read_bytes(), "boot")
+        entries, _, same = replay((tmp_path / "journal").read_bytes(), "boot")
         assert same
         assert state(entries) == state({started[0].key: started[0]})
         Journal(str(tmp_path / "journal"), "boot").close()
