@@ -8,6 +8,7 @@ executing anything (`kernel.steps`, the keeper) and choosing values (the engine)
 from __future__ import annotations
 
 import base64
+import functools
 import os.path
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -426,5 +427,10 @@ def _identity_steps(process: Process, facts: HostFacts) -> list[Step]:
 def _filter(process: Process, facts: HostFacts) -> list[Step]:
     if not process.seccomp:
         return []
-    program = seccomp.default_filter(frozenset(process.capabilities), facts.architecture)
-    return [steps.Seccomp(program=base64.b64encode(program).decode())]
+    return [_seccomp(frozenset(process.capabilities), facts.architecture)]
+
+
+@functools.lru_cache(maxsize=64)
+def _seccomp(capabilities: frozenset[str], architecture: str) -> Step:
+    program = seccomp.default_filter(capabilities, architecture)
+    return steps.Seccomp(program=base64.b64encode(program).decode())
