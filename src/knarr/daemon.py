@@ -21,7 +21,7 @@ from aiohttp import web
 
 from knarr.api.native import server
 from knarr.containers.plan import capabilities_for
-from knarr.engine import adopt
+from knarr.engine import adopt, sharing
 from knarr.engine.driver import Driver, Services
 from knarr.engine.drivers.container import ContainerDriver
 from knarr.engine.drivers.microvm import MicrovmDriver
@@ -33,6 +33,7 @@ from knarr.engine.network import WorkloadNetwork
 from knarr.engine.streams import Streams
 from knarr.engine.system import System
 from knarr.engine.table import Table
+from knarr.engine.userns import UserNamespaces
 from knarr.engine.volumes import Volumes
 from knarr.images.store import ImageStore
 from knarr.keeper import roles
@@ -43,11 +44,15 @@ from knarr.model.errors import KnarrError
 from knarr.model.workload import Isolation
 from knarr.networks.manager import NetworkManager
 from knarr.store.db import Database
+from knarr.store.ranges import Ranges
+from knarr.store.settings import SettingsFile
 from knarr.store.state import StateDir
 from knarr.volumes.store import VolumeStore
 
 if TYPE_CHECKING:
     import socket
+
+    from knarr.engine.driver import Workload
 
 _log = logging.getLogger("knarr")
 _LOCK = "lock"
@@ -97,6 +102,8 @@ async def serve(root: str, run: str) -> None:
         # what lives now lives for ever: the collector need not look at it again
         gc.collect()
         gc.freeze()
+        # a start makes some thousand short-lived values and hardly a cycle
+        gc.set_threshold(20_000, 20, 20)
         await stopped.wait()
         _log.info("ending")
 
@@ -138,6 +145,9 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
     drivers: dict[Isolation, Driver] = {}
     volumes = Volumes(VolumeStore(state.volumes), table, events, keeper)
     life = Lifecycle(table, db, events, drivers, keeper=keeper, volumes=volumes)
+    ranges = Ranges(state.instance, holder)
+    users = UserNamespaces(ranges, SettingsFile(state.root), table)
+    life.before_start = lambda w: _before_start(life, users, w)
     keeper.on_exit = life.on_exit
     images.unmount = keeper.unmount
     hello = await keeper.connect()
@@ -168,6 +178,7 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
         keeper=keeper,
         networks=networks,
         volumes=volumes,
+        users=users,
         capabilities=capabilities_for,
     )
     adopt.load(engine)
@@ -176,12 +187,19 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
     return engine
 
 
+def _before_start(life: Lifecycle, users: UserNamespaces, w: Workload) -> None:
+    sharing.require(life.table, w)
+    if users.renew(w):
+        life.rewrite(w, "update", {"userns": "other ids"})
+
+
 def _leave(holder: HolderClient, state: StateDir, networks: NetworkManager, table: Table) -> None:
     """With no workload left, what the host shared with this instance goes too."""
     alive = any(entry.w.status.alive for entry in table)
     networks.close(keep=alive)
     if alive:
         return
+    Ranges(state.instance, holder).release()
     if "dns" in holder.roles():
         # It would go on with the old sockets: deaf on the next network, and in the way of who gets this one.
         holder.norole("dns")

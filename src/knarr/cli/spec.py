@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 
-from knarr.cli import limits
-from knarr.model.errors import Invalid, KnarrError, Unsupported
+from knarr.cli import limits, namespaces
+from knarr.model.errors import Invalid, KnarrError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 ISOLATION_ALIASES = {"runc": "container", "crun": "container", "vm": "machine", "runsc": "sandbox"}
-_NETWORKS = {"default": "bridge"}
+_EXTRA = {"volume": "nocopy", "bind": "idmap"}
 _PROPAGATIONS = {"private", "rprivate", "shared", "rshared", "slave", "rslave"}
 _IGNORED_BIND_OPTIONS = {"z", "Z", "rw", "cached", "delegated", "consistent"}
 
@@ -53,7 +53,9 @@ def workload(a: Arguments) -> Json:
         "dns": said({"servers": a.dns, "search": a.dns_search, "options": a.dns_option}),
         "volumes_from": a.volumes_from,
         "ports": [port for text in a.publish for port in ports(text)],
-        "network": _NETWORKS.get(a.network, a.network),
+        "network": namespaces.network(a.network),
+        "sharing": namespaces.sharing(a),
+        "userns": namespaces.userns(a.userns),
         "resources": limits.resources(a),
         "rlimits": [rlimit(text) for text in a.ulimit],
         "oom_score_adj": optional("--oom-score-adj", a.oom_score_adj),
@@ -220,7 +222,8 @@ def security(a: Arguments) -> Json:
         "cap_drop": [capability(name) for name in a.cap_drop],
     }
     for text in a.security_opt:
-        result.update(security_option(text))
+        for key, value in security_option(text).items():
+            result[key] = [*result.get(key, ()), *value] if isinstance(value, list) else value
     return said(result)
 
 
@@ -234,18 +237,16 @@ def security_option(text: str) -> Json:
         if value in ("", "true", "false"):
             return {"no_new_privileges": value != "false"}
     elif key == "seccomp":
-        if value in ("unconfined", "default", "builtin"):
-            return {"seccomp": value.replace("builtin", "default")}
-        raise Unsupported(
-            f"--security-opt {text}: seccomp profiles of one's own", hint="unconfined or default"
-        )
+        return {"seccomp": namespaces.seccomp(value)}
+    elif key in ("mask", "unmask"):
+        return {key: namespaces.paths(key, value)}
     elif key == "systempaths" and value == "unconfined":
         return {"system_paths": value}
     elif text in ("apparmor=unconfined", "label=disable"):
         return {}
     raise Invalid(
         f"--security-opt: {text!r} is unknown",
-        hint="no-new-privileges, seccomp=unconfined, systempaths=unconfined",
+        hint="no-new-privileges, seccomp=FILE|unconfined, mask=PATH, unmask=PATH|ALL, systempaths=unconfined",
     )
 
 
@@ -274,12 +275,12 @@ def volume(text: str) -> Json:
     for option in options:
         if option == "ro":
             result["read_only"] = True
-        elif option in _PROPAGATIONS or (option == "nocopy" and result["kind"] == "volume"):
+        elif option in _PROPAGATIONS or option == _EXTRA[result["kind"]]:
             result.setdefault("options", []).append(option)
         else:
             raise Invalid(
                 f"-v {text}: unknown option {option!r}",
-                hint="ro, rw, nocopy, " + ", ".join(sorted(_PROPAGATIONS)),
+                hint="ro, rw, nocopy, idmap, " + ", ".join(sorted(_PROPAGATIONS)),
             )
     return result
 
@@ -313,6 +314,7 @@ _MOUNT_KEYS = {
     "ro": "read_only",
     "bind-propagation": "propagation",
     "volume-nocopy": "nocopy",
+    "idmap": "idmap",
     "tmpfs-size": "size",
     "tmpfs-mode": "mode",
 }
@@ -339,6 +341,7 @@ def _mount_value(text: str, values: dict[str, str]) -> Json:
         source = os.path.abspath(source)
     options = [f"{key}={values[key]}" for key in ("size", "mode") if key in values]
     options += [values["propagation"]] if "propagation" in values else []
+    options += ["idmap"] if values.get("idmap", "false") in ("", "true", "1") else []
     options += ["nocopy"] if values.get("nocopy", "false") in ("", "true", "1") else []
     return said(
         {

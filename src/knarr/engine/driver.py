@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from knarr.kernel.changes import Change
     from knarr.kernel.facts import HostFacts
     from knarr.kernel.proctable import Proc
+    from knarr.model.namespaces import IdMap
     from knarr.model.resource import Attachment, Image
     from knarr.model.workload import ExecSpec, Mount, PortMapping, Process, Resources, WorkloadSpec
 
@@ -51,6 +52,8 @@ class Workload:
     """ROOT/workloads/<id>; exists from create to remove"""
     mounts: tuple[Mount, ...] = ()
     """the spec's with the volumes' folders as sources"""
+    ids: IdMap | None = None
+    """of its user namespace; None = the host's"""
     created: int
     """nanoseconds since the epoch, as all times here"""
     status: Status = Status.CREATED
@@ -159,10 +162,11 @@ class ExecSession(Protocol):
 class Network(Protocol):
     """The workload's place on the network, as drivers need it (`engine.network`)."""
 
-    async def connect(self, w: Workload, *, vm: bool) -> int | None:
+    async def connect(self, w: Workload, *, vm: bool, netns: int | None = None) -> int | None:
         """Attach, publish ports, register names; sets `w.attachment` and `w.ports` and saves the record.
 
-        The descriptor (network namespace, or tap of a VM) belongs to the caller; None for `host` and `none`.
+        The descriptor (network namespace, or tap of a VM) belongs to the caller; None for all but a bridge.
+        `netns`: an empty namespace to set up (it stays the caller's) in place of one of the network's own.
         Must be called in every `start` before the keeper's, and `disconnect` in `cleanup`.
         """
 

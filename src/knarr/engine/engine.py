@@ -7,13 +7,14 @@ One method per verb; the moves are in `engine.lifecycle`, output in `engine.stre
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from knarr.engine import acts, changes, merge, network, processes, validate, views
+from knarr.engine import acts, changes, merge, network, processes, sharing, validate, views
 from knarr.engine.driver import Closing, Provisioner, Workload
 from knarr.engine.jobs import Job
 from knarr.engine.streams import ExecTerminal
@@ -21,7 +22,7 @@ from knarr.engine.table import Entry, Table
 from knarr.model import names
 from knarr.model.errors import Conflict, Invalid, KnarrError, NotFound, Unsupported
 from knarr.model.state import Status
-from knarr.model.workload import ExecSpec, Isolation, NetworkMode, Security, Update, WorkloadSpec
+from knarr.model.workload import ExecSpec, NetworkMode, Security, Update, WorkloadSpec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from knarr.engine.lifecycle import Lifecycle
     from knarr.engine.streams import Streams, Terminal
     from knarr.engine.system import System
+    from knarr.engine.userns import UserNamespaces
     from knarr.engine.volumes import Volumes
     from knarr.keeper.link import KeeperLink
     from knarr.model.resource import Image
@@ -58,6 +60,7 @@ class Engine:
     keeper: KeeperLink
     networks: NetworkManager
     volumes: Volumes
+    users: UserNamespaces
     capabilities: Callable[[Security], tuple[str, ...]]
     """`containers.plan.capabilities_for`"""
 
@@ -66,7 +69,7 @@ class Engine:
     async def create(self, spec: WorkloadSpec) -> Workload:
         """Raises `NotFound` (image), `Invalid`, `Unsupported`, `Conflict` (name)."""
         w = self._draft(spec)
-        with self.volumes.claimed(w):
+        with self.volumes.claimed(w), self.users.claimed(w):
             await self._make(w)
         return w
 
@@ -90,11 +93,11 @@ class Engine:
 
     def _draft(self, spec: WorkloadSpec) -> Workload:
         driver = self._driver(spec)
-        spec = validate.spec(spec)
+        spec = sharing.resolve(self.users.complete(validate.spec(spec)), self.table)
         image = self.images.get(spec.image)
         spec = self.volumes.complete(spec, image)
         workload_id = names.new_id()
-        hostname = spec.hostname or self._default_hostname(spec, workload_id)
+        hostname = spec.hostname or sharing.hostname(spec, workload_id, self.table)
         process = merge.merge(spec, image.config, hostname, self.capabilities(spec.security))
         merge.stop_signal(spec, image.config)
         warnings = (*validate.warnings(spec, image), *driver.check(spec, image))
@@ -107,6 +110,7 @@ class Engine:
             hostname=hostname,
             dir=self.state.workload(workload_id),
             mounts=self.volumes.resolve(spec.mounts),
+            ids=self.users.choose(spec),
             created=time.time_ns(),
             warnings=warnings,
         )
@@ -119,12 +123,6 @@ class Engine:
                 f"the {spec.isolation.value} wall is not there yet", hint=f"use --isolation {ready}"
             )
         return driver
-
-    @staticmethod
-    def _default_hostname(spec: WorkloadSpec, workload_id: str) -> str:
-        if spec.network is NetworkMode.HOST and spec.isolation is Isolation.CONTAINER:
-            return os.uname().nodename
-        return workload_id[:12]
 
     def _name(self, wanted: str | None) -> str:
         if wanted is not None:
@@ -158,7 +156,7 @@ class Engine:
     def wanting(self, w: Workload) -> str:
         """What its first start would fetch, such as a guest's kernel; empty = nothing."""
         driver = self.life.driver(w)
-        return driver.wanting(w) if isinstance(driver, Provisioner) else ""
+        return cast("Provisioner", driver).wanting(w) if _provisions(type(driver)) else ""
 
     async def provision(self, text: str) -> AsyncIterator[dict[str, Any]]:
         """Fetch that, with progress; the last line is `ready`."""
@@ -355,6 +353,12 @@ class Engine:
             if isinstance(driver, Closing):
                 await driver.close()
         await asyncio.wait_for(self.life.settle(), 5)
+
+
+@functools.cache
+def _provisions(kind: type) -> bool:
+    """Looking a protocol's methods up costs more than the rest of the question."""
+    return issubclass(kind, Provisioner)
 
 
 def _clean(path: str) -> str:

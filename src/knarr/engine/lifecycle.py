@@ -24,7 +24,7 @@ from knarr.store.trees import Removal
 from knarr.volumes import mounts
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from typing import Any
 
     from knarr.engine.driver import Driver, Workload
@@ -63,6 +63,8 @@ class Lifecycle:
         self._keeper = keeper
         self._volumes = volumes
         self._tasks: set[asyncio.Task[None]] = set()
+        self.before_start: Callable[[Workload], None] = lambda _: None
+        """refuses a start by raising: whom it joins is gone, its ids are another's"""
 
     def driver(self, w: Workload) -> Driver:
         return self.drivers[w.spec.isolation]
@@ -115,6 +117,7 @@ class Lifecycle:
             w.exit_code, w.oom_killed, w.error, w.private = 0, False, "", {}
             entry.drained = None
             try:
+                self.before_start(w)
                 w.pid = await self.driver(w).start(w)
             except BaseException as error:
                 self._start_failed(entry, before, error)

@@ -9,6 +9,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from knarr.model.namespaces import joined
 from knarr.model.workload import NetworkMode
 from knarr.networks.manager import prepare_etc
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from knarr.networks.manager import NetworkManager
 
 
+_ETC = ("resolv.conf", "hosts", "hostname")
+
+
 class WorkloadNetwork:
     """`driver.Network` over the network manager."""
 
@@ -26,14 +30,16 @@ class WorkloadNetwork:
         self._manager = manager
         self._save = save
 
-    async def connect(self, w: Workload, *, vm: bool) -> int | None:
+    async def connect(self, w: Workload, *, vm: bool, netns: int | None = None) -> int | None:
         if w.spec.network is not NetworkMode.BRIDGE:
             w.attachment, w.ports = None, ()
             self._save(w)
             return None
-        attach = self._manager.attach_vm if vm else self._manager.attach_container
         with ExitStack() as undo:
-            attachment, fd = attach(w.id, w.attachment)
+            if vm:
+                attachment, fd = self._manager.attach_vm(w.id, w.attachment)
+            else:
+                attachment, fd = self._manager.attach_container(w.id, w.attachment, netns=netns)
             undo.callback(self._manager.detach, w.id)
             undo.callback(os.close, fd)
             ports = self._manager.publish(w.id, attachment, w.spec.ports) if w.spec.ports else ()
@@ -50,6 +56,10 @@ class WorkloadNetwork:
         w.ports = ()
 
     def etc_files(self, w: Workload) -> dict[str, str]:
+        donor = joined(w.spec.sharing.network)
+        if donor:
+            folder = os.path.join(os.path.dirname(w.dir), donor)
+            return {f"/etc/{name}": os.path.join(folder, name) for name in _ETC}
         return prepare_etc(
             w.dir, w.hostname, w.attachment, w.spec.network, dns=w.spec.dns, extra_hosts=w.spec.extra_hosts
         )

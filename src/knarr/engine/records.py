@@ -13,6 +13,7 @@ import msgspec
 from knarr.engine.driver import Workload
 
 # msgspec reads the hints when the decoders are made, so these are no type-checking imports
+from knarr.model.namespaces import IdMap
 from knarr.model.resource import Attachment, Image
 from knarr.model.state import Status
 from knarr.model.workload import Mount, PortMapping, Process, WorkloadSpec
@@ -27,6 +28,7 @@ class _Fixed:
     created: int
     warnings: tuple[str, ...] = ()
     mounts: tuple[Mount, ...] = ()
+    ids: IdMap | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,6 +64,7 @@ def encode_fixed(w: Workload) -> bytes:
             created=w.created,
             warnings=w.warnings,
             mounts=w.mounts,
+            ids=w.ids,
         )
     )
 
@@ -101,6 +104,7 @@ def decode(workload_id: str, name: str, folder: str, fixed: bytes, state: bytes)
         dir=folder,
         # records of before the volumes have none: then the spec's are all there is
         mounts=f.mounts or f.spec.mounts,
+        ids=f.ids,
         created=f.created,
         warnings=f.warnings,
         status=s.status,

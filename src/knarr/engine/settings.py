@@ -49,8 +49,9 @@ def _sysctl(name: str, value: str, network: NetworkMode) -> None:
     if "\0" in value or len(value) > _MAX_VALUE:
         raise Invalid(f"sysctl {name}: {value[:40]!r} is not a value")
     if name.startswith("net."):
-        if network is NetworkMode.HOST:
-            raise Unsupported(f"sysctl {name!r} would be the host's with --network host")
+        if network in (NetworkMode.HOST, NetworkMode.CONTAINER):
+            whose = "the host's" if network is NetworkMode.HOST else "another workload's"
+            raise Unsupported(f"sysctl {name!r} would be {whose} with --network {network.value}")
         return
     if name not in _IPC and not name.startswith("fs.mqueue."):
         raise Unsupported(

@@ -9,7 +9,7 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING
 
-from knarr.engine import limits, merge, settings
+from knarr.engine import limits, merge, settings, sharing
 from knarr.model import names
 from knarr.model.errors import Invalid
 from knarr.model.workload import NetworkMode, PortMapping, RestartKind, Rlimit, WorkloadSpec
@@ -58,6 +58,7 @@ def spec(value: WorkloadSpec) -> WorkloadSpec:
         _rlimit(limit)
     _ports(value.ports)
     settings.check(value)
+    sharing.check(value)
     return dataclasses.replace(value, mounts=mounts.check(value.mounts))
 
 

@@ -104,6 +104,10 @@ class EnterUser(Step):
         process.set_dumpable(on=False)
         if self.flags:
             namespaces.unshare(self.flags)
+        if "root" in context.fds:
+            # the same folder in the new mounts: in the old ones nothing can be mounted from here
+            os.close(context.fds["root"])
+            context.fds["root"] = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 @register

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from knarr.model.errors import Invalid
+
 CONTAINER = "container:"
 """prefix of a mode that joins another workload's namespace; its id follows"""
 
@@ -94,3 +96,35 @@ def inside_id(extents: tuple[tuple[int, ...], ...], host: int, otherwise: int = 
         if outside <= host < outside + count:
             return first + host - outside
     return otherwise
+
+
+_FORMS = "host, auto[:size=N], keep-id[:uid=N,gid=N], remap[:START:SIZE]"
+_LAST_ID = (1 << 31) - 1
+
+
+def parse_userns(text: str) -> UserNamespace:
+    """`--userns`. Raises `Invalid`. Whom keep-id keeps is the caller's to add."""
+    name, colon, rest = text.partition(":")
+    modes = {mode.value: mode for mode in UserMode}
+    if name not in modes or (colon and name == "host"):
+        raise Invalid(f"user namespace {text[:100]!r} is unknown", hint=_FORMS)
+    mode = modes[name]
+    if not colon:
+        return UserNamespace(mode=mode)
+    if mode is UserMode.REMAP:
+        start, _, size = rest.partition(":")
+        return UserNamespace(mode=mode, start=_number(text, start), size=_number(text, size))
+    known = ("size",) if mode is UserMode.AUTO else ("uid", "gid", "size")
+    values: dict[str, int] = {}
+    for item in rest.split(","):
+        key, _, value = item.partition("=")
+        if key not in known:
+            raise Invalid(f"user namespace {text[:100]!r}: {key[:40]!r} is unknown", hint=_FORMS)
+        values[key] = _number(text, value)
+    return UserNamespace(mode=mode, size=values.get("size"), uid=values.get("uid"), gid=values.get("gid"))
+
+
+def _number(text: str, value: str) -> int:
+    if value.isascii() and value.isdigit() and len(value) <= 10 and int(value) <= _LAST_ID:
+        return int(value)
+    raise Invalid(f"user namespace {text[:100]!r}: {value[:40]!r} is not a number of ids", hint=_FORMS)

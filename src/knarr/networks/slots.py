@@ -115,14 +115,12 @@ class Slots:
 
     def make(self, wanted: Attachment | None = None, netns: int | None = None) -> Slot:
         """On the slots' thread: one slot, in a new namespace or in the given one (it stays the caller's)."""
-        own = netns is None
         if _call(_unshare, CLONE_NEWNET) if netns is None else _call(_setns, netns, CLONE_NEWNET):
             raise libc.fail("network namespace")
         try:
             inside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                if own:
-                    _settings()
+                _settings()
                 with netlink.Route() as route:
                     return Slot(self._connect(route, inside, wanted), inside)
             except BaseException:

@@ -74,8 +74,10 @@ def _bind(mount: Mount, target: str) -> Mount:
     if not source.startswith("/") or "\0" in source:
         raise Invalid(f"mount source {source!r} is not an absolute path")
     for option in mount.options:
-        if option not in _PROPAGATION:
-            raise Invalid(f"bind option {option!r} is unknown", hint=", ".join(sorted(_PROPAGATION)))
+        if option not in _PROPAGATION and option != "idmap":
+            raise Invalid(
+                f"bind option {option!r} is unknown", hint=", ".join(sorted(_PROPAGATION | {"idmap"}))
+            )
     return dataclasses.replace(mount, target=target, source=os.path.normpath("/" + source.lstrip("/")))
 
 

@@ -49,7 +49,7 @@ SECURITY_OPTIONS = (
     ),
     Option(
         "--security-opt",
-        "no-new-privileges, seccomp=unconfined, systempaths=unconfined",
+        "no-new-privileges, seccomp=FILE|unconfined, mask=PATH, unmask=PATH|ALL",
         value="OPTION",
         many=True,
     ),
@@ -57,6 +57,13 @@ SECURITY_OPTIONS = (
     Option("--cap-add", "add a capability, or ALL", value="NAME", many=True),
     Option("--cap-drop", "drop a capability, or ALL", value="NAME", many=True),
     Option("--read-only", "make the root file system read-only"),
+)
+NAMESPACE_OPTIONS = (
+    Option("--userns", "user ids: host, auto[:size=N], keep-id[:uid=N,gid=N], remap", value="MODE"),
+    Option("--pid", "processes: host, container:NAME", value="MODE"),
+    Option("--ipc", "shared memory: private, shareable, none, host, container:NAME", value="MODE"),
+    Option("--uts", "host name: host", value="MODE"),
+    Option("--cgroupns", "view of control groups", value="MODE", choices=("private", "host")),
 )
 CREATE_OPTIONS = (
     ISOLATION,
@@ -80,7 +87,8 @@ CREATE_OPTIONS = (
     Option("--mount", "the same in words: type=bind,source=…,target=…,readonly", value="SPEC", many=True),
     Option("--tmpfs", "mount an empty folder in memory", value="TARGET[:OPTIONS]", many=True),
     Option("-p --publish", "publish a port on the host", value="[IP:][HOST:]PORT[/udp]", many=True),
-    Option("--network --net", "network", value="MODE", choices=("bridge", "none", "host", "default")),
+    Option("--network --net", "network: bridge, none, host, container:NAME", value="MODE"),
+    *NAMESPACE_OPTIONS,
     *HEALTH_OPTIONS,
     *limits.OPTIONS,
     *SECURITY_OPTIONS,

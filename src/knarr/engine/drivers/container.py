@@ -19,7 +19,7 @@ from knarr.containers.security import DeviceNode
 from knarr.engine.driver import ExitResult, PathStat, Services, Stats, Workload
 from knarr.engine.drivers import archives, exitwatch, limitchecks
 from knarr.engine.drivers.execs import ContainerExec
-from knarr.engine.drivers.failures import start_failure
+from knarr.engine.drivers.failures import start_failure, userns_failure
 from knarr.engine.drivers.pipes import set_size
 from knarr.engine.drivers.stdin import StdinTable
 from knarr.keeper.link import KeeperError
@@ -87,6 +87,8 @@ class ContainerDriver:
             devices=tuple(map(_node, w.spec.devices)),
             shm_size=w.spec.shm_size,
             sysctls=w.spec.sysctls,
+            sharing=w.spec.sharing,
+            ids=w.ids,
             facts=self._s.facts,
         )
 
@@ -94,15 +96,29 @@ class ContainerDriver:
 
     async def start(self, w: Workload) -> int:
         with ExitStack() as undo:
-            netns = await self._s.network.connect(w, vm=False)
-            undo.callback(self._s.network.disconnect, w)
             with ExitStack() as held:
+                fds = await self._namespaces(w, held)
+                undo.callback(self._s.network.disconnect, w)
+                netns = await self._s.network.connect(w, vm=False, netns=fds.get("netns"))
                 if netns is not None:
                     held.callback(os.close, netns)
+                    fds["netns"] = netns
                 plan = planner.plan(self._input(w, self._s.network.etc_files(w)))
-                pid = await self._launch(w, plan, {} if netns is None else {"netns": netns})
+                pid = await self._launch(w, plan, fds)
             undo.pop_all()
         return pid
+
+    async def _namespaces(self, w: Workload, held: ExitStack) -> dict[str, int]:
+        if w.ids is None:
+            return {}
+        network = w.spec.network in (NetworkMode.BRIDGE, NetworkMode.NONE)
+        try:
+            fds = await self._s.keeper.user_namespace(w.ids, network=network)
+        except KeeperError as error:
+            raise userns_failure(w.name, error) from error
+        for fd in fds.values():
+            held.callback(os.close, fd)
+        return fds
 
     async def _launch(self, w: Workload, plan: Plan, fds: dict[str, int]) -> int:
         streams = {
@@ -112,8 +128,9 @@ class ContainerDriver:
             "tty": w.spec.tty,
             "log": os.path.join(w.dir, "log"),
         }
+        joins = {f"join-{kind}": donor for kind, donor in w.spec.sharing.joins().items()}
         try:
-            return await self._s.keeper.start(w.id, plan, fds, streams)
+            return await self._s.keeper.start(w.id, plan, fds, streams, joins)
         except KeeperError as error:
             raise start_failure(w.name, w.process.args[0], error) from error
 

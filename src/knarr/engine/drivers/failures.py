@@ -9,7 +9,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from knarr.model.errors import Conflict, Failed, Invalid, KnarrError
+from knarr.model.errors import Conflict, Failed, Invalid, KnarrError, Unsupported
 
 if TYPE_CHECKING:
     from knarr.keeper.link import KeeperError
@@ -30,6 +30,8 @@ def start_failure(name: str, program: str, error: KeeperError) -> KnarrError:
     """Of the workload's own program or of an exec in it."""
     if error.step == "exec":
         return _exec_failure(program, error)
+    if error.errno == errno.ESRCH and error.step in ("start", "SetNs", "JoinedShm"):
+        return Conflict(f"workload {name!r} can't be started: whom it joins has just ended")
     if error.errno == errno.ESRCH:
         return Conflict(f"workload {name!r} is not running", hint="it has just ended")
     if error.step == "ResolveUser":
@@ -37,10 +39,22 @@ def start_failure(name: str, program: str, error: KeeperError) -> KnarrError:
     if error.step == "Sysctl":
         path, _, fact = error.message.rpartition(": ")
         return Invalid(f"sysctl {path.removeprefix('/proc/sys/').replace('/', '.')!r}: {fact.lower()}")
+    if error.step in ("Idmap", "IdmapHere"):
+        path = error.message.rpartition(": ")[0]
+        return Unsupported(f"container can't map user ids in {path!r}: {_fact(error)}", hint="--userns host")
     if error.step == "Chdir":
         path = error.message.rpartition(": ")[0]
         return Failed(f"working directory {path!r}: {_fact(error)}", exit_code=126)
     return Failed(f"workload {name!r} can't be started: {error.step}: {error.message}")
+
+
+def userns_failure(name: str, error: KeeperError) -> KnarrError:
+    if error.errno in (errno.ENOSPC, errno.EUSERS, errno.EINVAL, errno.ENOSYS):
+        return Unsupported(
+            f"container can't give {name!r} a user namespace: {_fact(error)}",
+            hint="sysctl user.max_user_namespaces says how many this host allows; --userns host goes without",
+        )
+    return Failed(f"workload {name!r}: user namespace: {error.message}")
 
 
 def hint_of(message: str) -> str | None:

@@ -14,6 +14,7 @@ import time
 from contextlib import AsyncExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from knarr.engine import sharing
 from knarr.engine.driver import ExitResult, PathStat, Services, Stats, Workload
 from knarr.engine.drivers import limitchecks, vm_boot, vm_leftovers
 from knarr.engine.drivers.failures import hint_of, hinted
@@ -72,6 +73,7 @@ class MicrovmDriver:
                 "isolation microvm can't do network host: a machine has a network stack of its own",
                 hint="use the default bridge, or none",
             )
+        sharing.refuse_machine(spec)
         if spec.devices:
             raise Unsupported(
                 f"isolation microvm can't do device {spec.devices[0].source!r}: a machine has its own",
