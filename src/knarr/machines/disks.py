@@ -15,7 +15,10 @@ from knarr.model.errors import Failed, Unavailable
 SIZE = 16 << 30
 _MKFS = "/usr/sbin/mkfs.ext4"
 _OPTIONS = "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"
-_VERSION = "1"
+_FORM = ("-q", "-F", "-m", "0", "-J", "size=8", "-i", "65536")
+_FOLDERS = ("upper", "work")
+"""what the overlay needs: to make them in the guest would cost its start some 14 ms"""
+_VERSION = "2"
 
 
 def make_upper(root: str, path: str) -> None:
@@ -37,14 +40,17 @@ def _format(template: str) -> None:
     with tempfile.NamedTemporaryFile(dir=os.path.dirname(template), delete=False) as file:
         file.truncate(SIZE)
     try:
-        done = subprocess.run(
-            (_MKFS, "-q", "-F", "-m", "0", "-J", "size=8", "-i", "65536", "-E", _OPTIONS, file.name),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        with tempfile.TemporaryDirectory() as content:
+            for name in _FOLDERS:
+                os.mkdir(os.path.join(content, name), 0o755)
+            done = subprocess.run(
+                (_MKFS, *_FORM, "-E", _OPTIONS, "-d", content, file.name),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
         if done.returncode:
             raise Failed(f"the writable disk can't be formatted: {done.stderr.strip()}")
         os.rename(file.name, template)

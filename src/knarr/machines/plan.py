@@ -39,6 +39,13 @@ _KERNEL_OPTIONS = (
     "nokaslr panic=-1 reboot=t console=ttyS0"
 )
 _ANY = 1 << 43
+_NO_CONTROL = ",".join(
+    f"{feature}=off"
+    for feature in (
+        *("ctrl_vq", "ctrl_rx", "ctrl_rx_extra", "ctrl_vlan", "ctrl_mac_addr", "ctrl_guest_offloads"),
+        "guest_announce",
+    )
+)
 NO_MAC = "02:00:00:00:00:01"
 NOWHERE = Attachment(address="", prefix=0, gateway="", mac=NO_MAC, bridge="", link="")
 """of a template whose machines will have a network"""
@@ -232,16 +239,13 @@ def _file(key: str, number: int, *, locking: str = "off") -> str:
 
 
 def _network(attachment: Attachment | None) -> tuple[str, ...]:
-    """A resumed card has its template's address until the agent sets its own."""
-    if attachment is None:
-        return (
-            "-netdev",
-            "hubport,id=net0,hubid=0",
-            "-device",
-            f"virtio-net-device,netdev=net0,mac={NO_MAC}",
-        )
-    card = f"virtio-net-device,netdev=net0,mac={attachment.mac}"
-    return ("-netdev", f"tap,id=net0,fd={TAP}", "-device", card)
+    """A resumed card has its template's address until the agent sets its own. Without a control queue the
+    guest doesn't stop to tell a filter of no use here, nor to announce an address that is not its own.
+    """
+    mac = NO_MAC if attachment is None else attachment.mac
+    behind = "hubport,id=net0,hubid=0" if attachment is None else f"tap,id=net0,fd={TAP}"
+    card = f"virtio-net-device,netdev=net0,{_NO_CONTROL},mac={mac}"
+    return ("-netdev", behind, "-device", card)
 
 
 def _folder_devices(tags: tuple[str, ...]) -> tuple[str, ...]:

@@ -41,6 +41,8 @@ _TMPFS_FLAGS = {
 }
 _TMPFS_CLEAR = {"rw": MS_RDONLY, "suid": MS_NOSUID, "dev": MS_NODEV, "exec": MS_NOEXEC}
 
+_DEVICE_FILTER = ("device_filter", devices.compile_filter(devices.WORKLOAD))
+
 Records = tuple[tuple[str, bytes], ...]
 
 
@@ -94,6 +96,11 @@ def start_records(guest: GuestInput, *, time_ns: int, seed: bytes) -> Records:
         *(("sysctl", f"{name.replace('.', '/')}\0{value}".encode()) for name, value in guest.sysctls.items()),
         *_guards(guest),
     )
+
+
+def prepare_records(*, network: bool) -> Records:
+    """What a template is asked to do ahead of every start of its class."""
+    return (("network", b"%d" % network), _DEVICE_FILTER)
 
 
 def describe(guest: GuestInput) -> tuple[str, ...]:
@@ -249,10 +256,9 @@ def _guards(guest: GuestInput) -> Records:
     if guest.privileged:
         return ()
     masked = (("mask", path.encode()) for path in _MASKED)
-    filtered = ("device_filter", devices.compile_filter(devices.WORKLOAD))
     if not guest.system_paths:
-        return (filtered,)
-    return (*masked, *(("protect", path.encode()) for path in _PROTECTED), filtered)
+        return (_DEVICE_FILTER,)
+    return (*masked, *(("protect", path.encode()) for path in _PROTECTED), _DEVICE_FILTER)
 
 
 def _etc_name(target: str) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from knarr.machines.jail import Jail
 
 LIMIT = 8
-_ABI = 2
+_ABI = 3
 """of what the agent has done before it is saved, and of these files"""
 _MAKING = "tmp-"
 _ABOUT = "about"

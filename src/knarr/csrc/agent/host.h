@@ -60,25 +60,31 @@ static int mount_outside(struct request *q)
 	return 0;
 }
 
-static void prepare_streams(struct request *q)
+static void open_streams(void)
 {
+	if (stdin_ready >= 0)
+		return;
 	ports[1] = wait_port("stdout", O_WRONLY | O_NONBLOCK);
-	if (!request_number(q, "tty", 0))
-		ports[2] = wait_port("stderr", O_WRONLY | O_NONBLOCK);
-	if (request_number(q, "stdin", 0))
-		stdin_port = wait_port("stdin", O_RDONLY | O_NONBLOCK);
+	ports[2] = wait_port("stderr", O_WRONLY | O_NONBLOCK);
+	stdin_ready = wait_port("stdin", O_RDONLY | O_NONBLOCK);
 }
 
-/* All that a start needs and that is the same for every one of its class, before the machine is saved as a template. The card
- * stays down: it has no address of its own yet. */
+/* All that a start needs and that is the same for every one of its class, before the machine is saved as a template. */
 static int prepare(struct request *q)
 {
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), failed = 0;
 	struct request none = { 0 };
+	if (fd < 0)
+		return -1;
+	set_up_loopback(fd);
 	if (request_number(q, "network", 0)) {
 		load_modules("/boot/modules.net");
-		wait_card();
+		failed = card_up(fd);
 	}
-	return set_up_cgroup(&none);
+	close(fd);
+	open_random();
+	open_streams();
+	return failed || set_up_cgroup(&none) < 0 ? -1 : set_device_filter(q);
 }
 
 static void on_start(struct request *q)
@@ -112,7 +118,8 @@ static void on_start(struct request *q)
 		return start_failed("set the list of devices");
 	if (write_etc(q) < 0 || mount_outside(q) < 0)
 		return start_failed("prepare the mounts");
-	prepare_streams(q);
+	open_streams();
+	stdin_port = request_number(q, "stdin", 0) ? stdin_ready : -1;
 	if (session_start(&workload) < 0)
 		return start_failed("start the workload");
 }

@@ -51,7 +51,7 @@ static void make_target(const char *target, int is_file)
 	}
 	if (!is_file)
 		mkdir(path, 0755);
-	else
+	else if (access(path, F_OK) < 0) /* to open the image's for writing would copy it up */
 		close(open(path, O_CREAT | O_WRONLY | O_CLOEXEC | O_NOCTTY, 0644));
 }
 

@@ -20,7 +20,7 @@ struct session {
 	struct request *q;
 };
 
-static int control = -1, status_port = -1, stdin_port = -1, ports[3] = { -1, -1, -1 }, state = BOOTED, workload_pidfd = -1;
+static int control = -1, status_port = -1, stdin_port = -1, stdin_ready = -1, ports[3] = { -1, -1, -1 }, state = BOOTED, workload_pidfd = -1;
 static struct session workload = { .report = -1, .in = -1, .out = { -1, -1 }, .master = -1 }, *sessions = &workload;
 static struct bytes output, input, message, stdin_bytes, stream[3];
 static int message_type;

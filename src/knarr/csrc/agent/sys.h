@@ -100,6 +100,15 @@ static void set_clock(long long ns)
 		clock_settime(CLOCK_REALTIME, &now);
 }
 
+static int random_fd = -1;
+
+static int open_random(void)
+{
+	if (random_fd < 0)
+		random_fd = open("/dev/urandom", O_RDWR | O_CLOEXEC);
+	return random_fd;
+}
+
 static void seed_random(struct record *seed)
 {
 	struct {
@@ -109,12 +118,11 @@ static void seed_random(struct record *seed)
 	if (!seed || seed->len != sizeof pool.data)
 		return;
 	memcpy(pool.data, seed->value, sizeof pool.data);
-	int fd = open("/dev/urandom", O_RDWR | O_CLOEXEC);
+	int fd = open_random();
 	if (fd < 0)
 		return;
 	ioctl(fd, RNDADDENTROPY, &pool);
 	ioctl(fd, RNDRESEEDCRNG);
-	close(fd);
 }
 
 /* A template's disks are empty ones: what was read of them when they appeared must not be taken for the real ones'. */
@@ -202,6 +210,18 @@ static void wait_card(void)
 		usleep(500);
 }
 
+/* No IPv6: a template's card is up before it has a MAC of its own, and a port sends IPv4 only, whatever the wall. */
+static int card_up(int fd)
+{
+	static int done;
+	if (done)
+		return 0;
+	wait_card();
+	write_file("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1");
+	done = link_up(fd, "eth0") == 0;
+	return done - 1;
+}
+
 static int set_up_eth0(int fd, struct request *q)
 {
 	struct ifreq ifr = { 0 };
@@ -214,20 +234,30 @@ static int set_up_eth0(int fd, struct request *q)
 	if (ifr.ifr_mtu != 1500 && ioctl(fd, SIOCSIFMTU, &ifr) < 0)
 		return -1;
 	if (set_address(fd, "eth0", SIOCSIFADDR, request_text(q, "address")) < 0 ||
-	    set_address(fd, "eth0", SIOCSIFNETMASK, request_text(q, "netmask")) < 0 || link_up(fd, "eth0") < 0)
+	    set_address(fd, "eth0", SIOCSIFNETMASK, request_text(q, "netmask")) < 0 || card_up(fd) < 0)
 		return -1;
 	return gateway && *gateway ? default_route(fd, gateway) : 0;
 }
 
-/* Static addresses from the start request; the sysctls are those that docker gives its containers. */
+/* What every start does to the network whatever its address; the sysctls are those that docker gives its containers. */
+static void set_up_loopback(int fd)
+{
+	static int done;
+	if (done)
+		return;
+	done = 1;
+	write_file("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+	write_file("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
+	link_up(fd, "lo");
+}
+
+/* Static addresses from the start request. */
 static int set_up_network(struct request *q)
 {
 	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), result = 0;
 	if (fd < 0)
 		return -1;
-	write_file("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
-	write_file("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
-	link_up(fd, "lo");
+	set_up_loopback(fd);
 	if (request_text(q, "address"))
 		result = set_up_eth0(fd, q);
 	int saved = errno;

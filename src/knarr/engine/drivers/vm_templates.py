@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from knarr.machines import plan, templates
+from knarr.machines import plan, request, templates
 from knarr.machines.qmp import Qmp, QmpGone
 from knarr.model.errors import KnarrError, NotFound
 from knarr.networks import taps
@@ -177,8 +177,9 @@ class Templates:
             pid, agent = await self._booter.make(boot)
             os.setpriority(os.PRIO_PROCESS, pid, _LOWEST)
             try:
-                wanted = b"%d" % (machine.attachment is not None)
-                await agent.ask("prepare", records=(("network", wanted),))
+                await agent.ask(
+                    "prepare", records=request.prepare_records(network=machine.attachment is not None)
+                )
             finally:
                 agent.close()
             await asyncio.wait_for(_freeze(self._s.holder, name, scratch), _SAVE_SECONDS)
