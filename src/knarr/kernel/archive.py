@@ -14,11 +14,13 @@ import tarfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from knarr.kernel import paths
+from knarr.kernel import paths, userids
 from knarr.kernel.archive_unpack import unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from knarr.model.namespaces import IdMap
 
 __all__ = ["PathStat", "pack", "stat_path", "unpack"]
 
@@ -66,13 +68,21 @@ def stat_path(root: int, path: str) -> PathStat:
     )
 
 
-def pack(root: int, path: str, write: Callable[[bytes], object], *, layer: bool = False) -> None:
+def pack(
+    root: int,
+    path: str,
+    write: Callable[[bytes], object],
+    *,
+    layer: bool = False,
+    ids: IdMap | None = None,
+) -> None:
     """Write a tar (pax) of `path` and all below it, named by its last component (`.` after a final `/.`).
 
-    `layer`: it is an overlay's upper folder, whose marks on opaque folders are wanted as well.
+    `layer`: it is an overlay's upper folder, whose marks on opaque folders are wanted as well. `ids`: of
+    the user namespace that the root belongs to; owners are told as inside.
     """
     source = _open_source(root, path)
-    writer = _Writer(write, (*_CARRIED, "trusted.overlay.opaque") if layer else _CARRIED)
+    writer = _Writer(write, (*_CARRIED, "trusted.overlay.opaque") if layer else _CARRIED, ids)
     try:
         writer.add(source, _base(path), 0)
     finally:
@@ -83,8 +93,9 @@ def pack(root: int, path: str, write: Callable[[bytes], object], *, layer: bool 
 class _Writer:
     """Entries into blocks, gathered into chunks."""
 
-    def __init__(self, write: Callable[[bytes], object], carried: tuple[str, ...]) -> None:
+    def __init__(self, write: Callable[[bytes], object], carried: tuple[str, ...], ids: IdMap | None) -> None:
         self._write = write
+        self._ids = ids
         self._carried = carried
         self._pending: list[bytes] = []
         self._size = 0
@@ -102,6 +113,7 @@ class _Writer:
             # a socket has no form in a tar
             return
         info = _header(fd, name, status, kind, self._carried)
+        info.uid, info.gid = userids.to_inside(self._ids, info.uid, info.gid)
         known = self._known_link(status, name)
         if known is not None:
             info.type, info.linkname, info.size = tarfile.LNKTYPE, known, 0

@@ -13,19 +13,22 @@ import stat
 import tarfile
 from typing import TYPE_CHECKING
 
-from knarr.kernel import paths
+from knarr.kernel import paths, userids
 from knarr.kernel.archive_reader import Entry, Reader, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from knarr.model.namespaces import IdMap
 
 _NODES = {tarfile.CHRTYPE: stat.S_IFCHR, tarfile.BLKTYPE: stat.S_IFBLK, tarfile.FIFOTYPE: stat.S_IFIFO}
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ATTRIBUTES = ("user.", "security.capability", "system.posix_acl_")
 
 
-def unpack(root: int, path: str, read: Callable[[], bytes]) -> None:
-    """Extract the tar that `read` gives (b"" at its end) into the folder `path`.
+def unpack(root: int, path: str, read: Callable[[], bytes], *, ids: IdMap | None = None) -> None:
+    """Extract the tar that `read` gives (b"" at its end) into the folder `path`. `ids`: of the user
+    namespace that the root belongs to; the archive's owners are those inside.
 
     Raises OSError, and ValueError for an archive that is broken or tries something.
     """
@@ -34,9 +37,11 @@ def unpack(root: int, path: str, read: Callable[[], bytes]) -> None:
     reader = Reader(read)
     target = _Target(root, path)
     try:
-        for entry in reader:
-            target.add(entry, reader)
-        target.finish()
+        with userids.acting(ids):
+            for entry in reader:
+                entry.uid, entry.gid = userids.to_host(ids, entry.uid, entry.gid)
+                target.add(entry, reader)
+            target.finish()
     finally:
         target.close()
 

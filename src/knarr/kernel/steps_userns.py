@@ -7,17 +7,13 @@ that they are the namespace's own. Out of scope: making the namespace and its ma
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from dataclasses import dataclass
 
-from knarr.kernel import caps, libc, mounts, namespaces, paths, process
+from knarr.kernel import mounts, namespaces, paths, process, userids
 from knarr.kernel.plan import Context, Step, register
 from knarr.kernel.steps_user import STREAMS
-
-_setfsuid = libc.function("setfsuid", [ctypes.c_uint])
-_setfsgid = libc.function("setfsgid", [ctypes.c_uint])
 
 
 @register
@@ -73,7 +69,7 @@ class FsIds(Step):
         return f"new files belong to {self.uid}:{self.gid}"
 
     def execute(self, context: Context) -> None:  # noqa: ARG002
-        act_as(self.uid, self.gid)
+        userids.act_as(self.uid, self.gid)
 
 
 @register
@@ -143,13 +139,6 @@ def map_ids(tree: int, userns: int, path: str) -> None:
             text = "its file system can't map user ids"
             raise OSError(errno.EOPNOTSUPP, text, path) from error
         raise
-
-
-def act_as(uid: int, gid: int) -> None:
-    """File system ids of this thread alone; the capabilities that the change takes away come back."""
-    _setfsgid(gid)
-    _setfsuid(uid)
-    caps.set_own(caps.own()[0])
 
 
 def _shm() -> int:

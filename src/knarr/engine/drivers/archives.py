@@ -17,6 +17,8 @@ from knarr.model.errors import Conflict, Denied, Invalid, KnarrError, NotFound
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from knarr.model.namespaces import IdMap
+
 T = TypeVar("T")
 
 
@@ -29,7 +31,9 @@ async def stat_path(root: int, name: str, path: str) -> PathStat:
     )
 
 
-async def get(root: int, name: str, path: str, write: Callable[[bytes], Awaitable[None]]) -> None:
+async def get(
+    root: int, name: str, path: str, write: Callable[[bytes], Awaitable[None]], *, ids: IdMap | None = None
+) -> None:
     loop = asyncio.get_running_loop()
 
     def push(data: bytes) -> None:
@@ -37,7 +41,7 @@ async def get(root: int, name: str, path: str, write: Callable[[bytes], Awaitabl
 
     from knarr.kernel import archive
 
-    await _in_thread(name, path, lambda: archive.pack(root, path, push))
+    await _in_thread(name, path, lambda: archive.pack(root, path, push, ids=ids))
 
 
 async def export(root: int, name: str, write: Callable[[bytes], Awaitable[None]], *, layer: bool) -> None:
@@ -51,7 +55,9 @@ async def export(root: int, name: str, write: Callable[[bytes], Awaitable[None]]
     await _in_thread(name, "/", lambda: archive.pack(root, "/.", push, layer=layer))
 
 
-async def put(root: int, name: str, path: str, read: Callable[[], Awaitable[bytes]]) -> None:
+async def put(
+    root: int, name: str, path: str, read: Callable[[], Awaitable[bytes]], *, ids: IdMap | None = None
+) -> None:
     loop = asyncio.get_running_loop()
 
     def pull() -> bytes:
@@ -59,7 +65,7 @@ async def put(root: int, name: str, path: str, read: Callable[[], Awaitable[byte
 
     from knarr.kernel import archive
 
-    await _in_thread(name, path, lambda: archive.unpack(root, path, pull))
+    await _in_thread(name, path, lambda: archive.unpack(root, path, pull, ids=ids))
 
 
 async def _awaited(work: Awaitable[T]) -> T:

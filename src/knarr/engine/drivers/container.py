@@ -7,6 +7,7 @@ walls (`engine.lifecycle`).
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import os
 import stat
@@ -23,7 +24,7 @@ from knarr.engine.drivers.failures import start_failure, userns_failure
 from knarr.engine.drivers.pipes import set_size
 from knarr.engine.drivers.stdin import StdinTable
 from knarr.keeper.link import KeeperError
-from knarr.kernel import cgroups, changes, proctable, relimit
+from knarr.kernel import cgroups, changes, proctable, relimit, userids
 from knarr.model import names, state
 from knarr.model.errors import Conflict, Failed, Invalid, Unsupported
 from knarr.model.workload import NetworkMode
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from knarr.kernel.changes import Change
     from knarr.kernel.plan import Plan
     from knarr.kernel.proctable import Proc
+    from knarr.model.namespaces import IdMap
     from knarr.model.resource import Image
     from knarr.model.workload import Device, ExecSpec, Process, Resources, WorkloadSpec
 
@@ -177,7 +179,8 @@ class ContainerDriver:
         for pid in cgroups.pids(self._groups(w)):
             text = proctable.read(pid)
             if text is not None and (process := proctable.parse(pid, text)) is not None:
-                found.append(process)
+                uid, _ = userids.to_inside(w.ids, process.uid, 0)
+                found.append(dataclasses.replace(process, uid=uid))
         return proctable.host_uptime(), tuple(found)
 
     async def update(self, w: Workload, resources: Resources) -> None:
@@ -272,11 +275,11 @@ class ContainerDriver:
 
     async def archive_get(self, w: Workload, path: str, write: Callable[[bytes], Awaitable[None]]) -> None:
         async with AsyncExitStack() as stack:
-            await archives.get(await self._root(w, stack), w.name, path, write)
+            await archives.get(await self._root(w, stack), w.name, path, write, ids=_live_ids(w))
 
     async def archive_put(self, w: Workload, path: str, read: Callable[[], Awaitable[bytes]]) -> None:
         async with AsyncExitStack() as stack:
-            await archives.put(await self._root(w, stack), w.name, path, read)
+            await archives.put(await self._root(w, stack), w.name, path, read, ids=_live_ids(w))
 
     async def export(self, w: Workload, write: Callable[[bytes], Awaitable[None]], *, layer: bool) -> None:
         upper = os.path.join(w.dir, "upper")
@@ -301,6 +304,11 @@ class ContainerDriver:
             fd = await keeper.root(tree_id=w.image.rootfs.tree_id, upper=upper, work=work)
         stack.callback(os.close, fd)
         return fd
+
+
+def _live_ids(w: Workload) -> IdMap | None:
+    """A running one's root has the ids that the host has; a stopped one's those inside."""
+    return w.ids if w.status.running else None
 
 
 def _node(device: Device) -> DeviceNode:
