@@ -1,6 +1,7 @@
 """Progress of pulls, loads and bootstraps: bars on a terminal, plain lines elsewhere, both on stderr.
 
-Lines are the API's: `{"item", "phase", "done", "total"}`. Out of scope: their transport.
+Lines are the API's: `{"item", "phase", "done", "total"}`, in bytes unless `counted` is there.
+Out of scope: their transport.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Plain(Silent):
         if self._seen.get(item) != phase:
             self._seen[item] = phase
             total = line.get("total")
-            size = f" ({format_bytes(total)})" if isinstance(total, int) and total else ""
+            size = f" ({_amount(line, total)})" if isinstance(total, int) and total else ""
             sys.stderr.write(f"{label(item)}: {printable(phase)}{size}\n")
             sys.stderr.flush()
 
@@ -110,10 +111,14 @@ def bar_line(item: str, line: dict[str, Any]) -> str:
     if not isinstance(done, int):
         return head
     if not isinstance(total, int) or total <= 0:
-        return f"{head} {format_bytes(done)}" if done else head
+        return f"{head} {_amount(line, done)}" if done else head
     filled = min(_BAR * done // total, _BAR)
     bar = "=" * filled + (">" if filled < _BAR else "") + " " * (_BAR - filled - 1)
-    return f"{head} [{bar}] {format_bytes(done)} / {format_bytes(total)}"
+    return f"{head} [{bar}] {_amount(line, done)} / {_amount(line, total)}"
+
+
+def _amount(line: dict[str, Any], number: int) -> str:
+    return str(number) if line.get("counted") else format_bytes(number)
 
 
 def label(item: str) -> str:

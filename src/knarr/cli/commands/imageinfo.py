@@ -59,7 +59,7 @@ def check(context: Context, a: Arguments) -> int:
             if "ready" in line:
                 problems.extend(line["problems"])
             else:
-                yield line
+                yield {**line, "counted": True}
 
     progress.show(lines(), quiet=a.quiet)
     for problem in problems:
