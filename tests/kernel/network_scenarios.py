@@ -15,7 +15,7 @@ from network_tools import Net, arp_frame, ask, echo, inside, links, mac, net, ne
 from knarr.kernel.nft import Chain, Nft, Table
 from knarr.model.errors import Conflict, Unsupported
 from knarr.model.workload import PortMapping
-from knarr.networks import check, rules
+from knarr.networks import addresses, check, rules
 from knarr.networks.host import read_setting
 
 
@@ -38,6 +38,24 @@ def scenario_slots():
             n.manager.detach(box.id)
             os.close(box.ns)
     assert os.stat("/proc/self/ns/net").st_ino == before
+
+
+def scenario_full_bridge():
+    """The bridge that a slot makes necessary is the host's, with the host's settings."""
+    addresses.PORTS_PER_BRIDGE = 3
+    with net() as n:
+        boxes = [n.box(f"w{place}") for place in range(5)]
+        used = sorted({box.a.bridge for box in boxes})
+        assert len(used) == 2
+        for name in used:
+            found = [read_setting(name, item) for item in ("forwarding", "rp_filter", "route_localnet")]
+            assert found == ["1", "1", "1"], (name, found)
+        server = echo(boxes[4].ns, socket.SOCK_STREAM)
+        assert ask(boxes[0].ns, socket.SOCK_STREAM, boxes[4].a.address, 80) == boxes[0].a.address
+        server.close()
+        for box in boxes:
+            n.manager.detach(box.id)
+            os.close(box.ns)
 
 
 def scenario_hundred():

@@ -32,6 +32,7 @@ pytestmark = [
     ("module", "scenario"),
     [
         ("scenarios", "slots"),
+        ("scenarios", "full_bridge"),
         ("scenarios", "hundred"),
         ("scenarios", "publish"),
         ("scenarios", "vm"),

@@ -70,7 +70,10 @@ def _cpus(value: Resources) -> None:
         raise Invalid("cpus, and cpu-quota or cpu-period, exclude each other", hint="leave one away")
     if value.cpu_quota is not None and value.cpu_quota < 1000:
         raise Invalid(f"cpu quota {value.cpu_quota} is below 1000 microseconds")
-    host, wanted = os.cpu_count() or 1, value.cpu_time
+    wanted = value.cpu_time
+    if value.cpus is None and wanted is None:
+        return
+    host = os.cpu_count() or 1
     if value.cpus is not None and not 0.01 <= value.cpus <= host:
         raise Invalid(f"{value.cpus} cpus can't be given", hint=f"0.01 to {host}, what this host has")
     if wanted is not None and wanted > host:

@@ -108,3 +108,18 @@ def function(name: str, argtypes: list[Any], *, nogil: bool = False) -> Any:
     entry.argtypes = argtypes
     entry.restype = ctypes.c_int
     return entry
+
+
+_M_ARENA_MAX = -8
+
+
+def one_arena() -> None:
+    """All threads' allocations from one heap: what is freed there can be used, or given back, by all."""
+    if hasattr(_lib, "mallopt"):
+        _lib.mallopt(_M_ARENA_MAX, 1)
+
+
+def trim() -> None:
+    """Give freed memory back to the system; some milliseconds with a large heap."""
+    if hasattr(_lib_nogil, "malloc_trim"):
+        _lib_nogil.malloc_trim(ctypes.c_size_t(0))

@@ -18,7 +18,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from knarr.kernel import nfset
+from knarr.kernel import libc, nfset
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -104,11 +104,10 @@ def _word(text: str) -> str:
 
 class _Engine(Protocol):
     def run(self, text: str, *, as_json: bool = False) -> str: ...
-    def close(self) -> None: ...
 
 
 class _Library:
-    """libnftables, bound to the network namespace of the thread that makes it."""
+    """libnftables, in the network namespace of the thread that runs something."""
 
     def __init__(self) -> None:
         library = ctypes.CDLL(_LIBRARY)
@@ -120,14 +119,22 @@ class _Library:
         library.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
         library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
         self._library = library
-        self._context: int | None = library.nft_ctx_new(0)
-        if not self._context:
-            raise OSError(errno.ENOMEM, "no nftables context", _LIBRARY)
-        library.nft_ctx_buffer_output(self._context)
-        library.nft_ctx_buffer_error(self._context)
 
     def run(self, text: str, *, as_json: bool = False) -> str:
-        library, context = self._library, self._context
+        # A context keeps all it has read of the host's tables, some 20 MB with 30 of them: so none stays.
+        context = self._library.nft_ctx_new(0)
+        if not context:
+            raise OSError(errno.ENOMEM, "no nftables context", _LIBRARY)
+        try:
+            return self._run(context, text, as_json=as_json)
+        finally:
+            self._library.nft_ctx_free(context)
+            libc.trim()
+
+    def _run(self, context: int, text: str, *, as_json: bool) -> str:
+        library = self._library
+        library.nft_ctx_buffer_output(context)
+        library.nft_ctx_buffer_error(context)
         library.nft_ctx_output_set_flags(context, _OUTPUT_JSON if as_json else 0)
         failed = library.nft_run_cmd_from_buffer(context, text.encode())
         told = _text(library.nft_ctx_get_error_buffer(context))
@@ -135,11 +142,6 @@ class _Library:
         if failed:
             raise _refusal(told)
         return output
-
-    def close(self) -> None:
-        if self._context:
-            self._library.nft_ctx_free(self._context)
-            self._context = None
 
 
 class _Program:
@@ -152,9 +154,6 @@ class _Program:
         if done.returncode:
             raise _refusal(done.stderr)
         return done.stdout
-
-    def close(self) -> None:
-        pass
 
 
 def _text(address: int | None) -> str:
@@ -188,7 +187,6 @@ class Nft:
         self._elements = nfset.Elements()
 
     def close(self) -> None:
-        self._engine.close()
         self._elements.close()
 
     def apply(self, *tables: Table) -> None:

@@ -223,11 +223,18 @@ class NetworkManager:
         self._nft.close()
         self._route.close()
 
-    def new_port(self, netns: int, wanted: Attachment | None) -> Attachment:
-        """`slots.Ports`: the veth whose other end, eth0, lies in `netns`."""
+    def reserve(self, wanted: Attachment | None) -> Attachment:
+        """`slots.Ports`: an address whose bridge is there."""
         with self._lock, ExitStack() as undo:
             attachment = self._take_address(wanted)
             undo.callback(self._pool.release, attachment.address)
+            self._bridge(attachment)
+            undo.pop_all()
+        return attachment
+
+    def new_port(self, netns: int, attachment: Attachment) -> None:
+        """`slots.Ports`: the veth whose other end, eth0, lies in `netns`; all of it or nothing."""
+        with self._lock, ExitStack() as undo:
             veth = netlink.new_veth(
                 attachment.link, peer=attachment.interface, peer_netns=netns, peer_mac=attachment.mac
             )
@@ -240,7 +247,6 @@ class NetworkManager:
             undo.callback(self._delete_link, attachment.link)
             self._join(attachment)
             undo.pop_all()
-        return attachment
 
     def drop_port(self, attachment: Attachment) -> None:
         """`slots.Ports`: from here on nothing that still holds the port can send; its link goes by itself."""

@@ -46,9 +46,13 @@ class Slot:
 
 
 class Ports(Protocol):
-    """What makes and forgets the host's end of a slot; called on the slots' thread only."""
+    """What makes and forgets the host's end of a slot; called on the slots' thread only.
 
-    def new_port(self, netns: int, wanted: Attachment | None) -> Attachment: ...
+    `reserve` is called in the host's network namespace, `new_port` in the slot's.
+    """
+
+    def reserve(self, wanted: Attachment | None) -> Attachment: ...
+    def new_port(self, netns: int, attachment: Attachment) -> None: ...
     def drop_port(self, attachment: Attachment) -> None: ...
 
 
@@ -115,6 +119,15 @@ class Slots:
 
     def make(self, wanted: Attachment | None = None, netns: int | None = None) -> Slot:
         """On the slots' thread: one slot, in a new namespace or in the given one (it stays the caller's)."""
+        attachment = self._ports.reserve(wanted)
+        try:
+            return Slot(attachment, self._inside(attachment, netns))
+        except BaseException:
+            self._ports.drop_port(attachment)
+            raise
+
+    def _inside(self, attachment: Attachment, netns: int | None) -> int:
+        """A descriptor of the namespace with the port in it."""
         if _call(_unshare, CLONE_NEWNET) if netns is None else _call(_setns, netns, CLONE_NEWNET):
             raise libc.fail("network namespace")
         try:
@@ -122,28 +135,24 @@ class Slots:
             try:
                 _settings()
                 with netlink.Route() as route:
-                    return Slot(self._connect(route, inside, wanted), inside)
+                    self._connect(route, inside, attachment)
             except BaseException:
                 os.close(inside)
                 raise
+            return inside
         finally:
             if _call(_setns, self._home, CLONE_NEWNET):
                 raise libc.fail("the daemon's network namespace")
 
-    def _connect(self, route: netlink.Route, inside: int, wanted: Attachment | None) -> Attachment:
-        attachment = self._ports.new_port(inside, wanted)
-        try:
-            index = route.index(attachment.interface)
-            route.do(
-                netlink.set_link(_LOOPBACK, up=True),
-                netlink.new_address(index, attachment.address, attachment.prefix),
-                netlink.set_link(index, up=True),
-                netlink.new_route(attachment.gateway, index),
-            )
-        except BaseException:
-            self._ports.drop_port(attachment)
-            raise
-        return attachment
+    def _connect(self, route: netlink.Route, inside: int, attachment: Attachment) -> None:
+        self._ports.new_port(inside, attachment)
+        index = route.index(attachment.interface)
+        route.do(
+            netlink.set_link(_LOOPBACK, up=True),
+            netlink.new_address(index, attachment.address, attachment.prefix),
+            netlink.set_link(index, up=True),
+            netlink.new_route(attachment.gateway, index),
+        )
 
     def _drop(self, slot: Slot) -> None:
         os.close(slot.netns)
@@ -190,13 +199,16 @@ def _settle(done: Future[T], work: Callable[..., T], arguments: tuple[Any, ...])
 def _settings() -> None:
     """What a workload expects of its namespace: port 80 and ping without root, no IPv6 on links to come."""
     for path, value in (
-        ("ipv6/conf/default/disable_ipv6", "1"),
-        ("ipv4/ip_unprivileged_port_start", "0"),
-        ("ipv4/ping_group_range", "0 2147483647"),
+        ("ipv6/conf/default/disable_ipv6", b"1"),
+        ("ipv4/ip_unprivileged_port_start", b"0"),
+        ("ipv4/ping_group_range", b"0 2147483647"),
     ):
         try:
-            with open(f"/proc/sys/net/{path}", "w", encoding="ascii") as file:
-                file.write(value)
+            fd = os.open(f"/proc/sys/net/{path}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, value)
+            finally:
+                os.close(fd)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.EROFS):
                 raise
