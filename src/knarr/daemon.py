@@ -21,7 +21,7 @@ from aiohttp import web
 
 from knarr.api.native import server
 from knarr.containers.plan import capabilities_for
-from knarr.engine import adopt, sharing
+from knarr.engine import adopt, logdrivers, sharing
 from knarr.engine.driver import Driver, Services
 from knarr.engine.drivers.container import ContainerDriver
 from knarr.engine.drivers.microvm import MicrovmDriver
@@ -146,7 +146,8 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
     volumes = Volumes(VolumeStore(state.volumes), table, events, keeper)
     life = Lifecycle(table, db, events, drivers, keeper=keeper, volumes=volumes)
     ranges = Ranges(state.instance, holder)
-    users = UserNamespaces(ranges, SettingsFile(state.root), table)
+    settings = SettingsFile(state.root)
+    users = UserNamespaces(ranges, settings, table)
     life.before_start = lambda w: _before_start(life, users, w)
     keeper.on_exit = life.on_exit
     images.unmount = keeper.unmount
@@ -179,6 +180,7 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
         networks=networks,
         volumes=volumes,
         users=users,
+        settings=settings,
         capabilities=capabilities_for,
     )
     adopt.load(engine)
@@ -189,6 +191,7 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
 
 def _before_start(life: Lifecycle, users: UserNamespaces, w: Workload) -> None:
     sharing.require(life.table, w)
+    logdrivers.renew(w)
     if users.renew(w):
         life.rewrite(w, "update", {"userns": "other ids"})
 

@@ -64,6 +64,7 @@ def workload(a: Arguments) -> Json:
         "auto_remove": a.rm,
         "restart": restart(a.restart),
         "health": health(a),
+        "log": said({"driver": a.log_driver, "options": pairs("--log-opt", a.log_opt)}),
         "stop_signal": a.stop_signal,
         "stop_timeout": optional("--stop-timeout", a.stop_timeout),
         "kernel": a.kernel and os.path.abspath(a.kernel),
@@ -89,6 +90,17 @@ def whole(option: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise Invalid(f"{option}: {text!r} is not a whole number") from None
+
+
+def pairs(option: str, given: Iterable[str]) -> dict[str, str]:
+    """`KEY=VALUE` each."""
+    found = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise Invalid(f"{option}: {text!r}", hint="KEY=VALUE")
+        found[key] = value
+    return found
 
 
 def optional(option: str, text: str | None) -> int | None:

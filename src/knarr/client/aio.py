@@ -435,7 +435,7 @@ class AsyncClient:
         async with _Exchange(self.run, call) as exchange:
             async for piece in exchange.chunks():
                 for frame in reader.feed(piece):
-                    yield frame
+                    yield frames.output(frame)
 
     async def stats(self, name: str) -> Document:
         return await self._json(calls.stats(name, stream=False))  # type: ignore[no-any-return]

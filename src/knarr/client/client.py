@@ -398,7 +398,7 @@ class Client(ImageCalls):
         )
         reader = frames.FrameReader()
         for piece in self._raw(call):
-            yield from reader.feed(piece)
+            yield from map(frames.output, reader.feed(piece))
 
     def stats(self, name: str) -> Document:
         return self._json(calls.stats(name, stream=False))  # type: ignore[no-any-return]

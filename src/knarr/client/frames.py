@@ -45,6 +45,17 @@ def decode_control(payload: bytes) -> dict[str, Any]:
     return message
 
 
+def output(frame: tuple[int, bytes]) -> tuple[int, bytes]:
+    """A frame of an answer that has output only; its one message is the error that ended it, raised here."""
+    if frame[0] != CONTROL:
+        return frame
+    from knarr.model import errors
+
+    message = decode_control(frame[1])
+    error = message.get("error")
+    raise errors.from_json(error if isinstance(error, dict) else message)
+
+
 class FrameReader:
     """Collects bytes and gives whole frames as `(type, payload)`."""
 

@@ -7,6 +7,7 @@ One method per verb; the moves are in `engine.lifecycle`, output in `engine.stre
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import os
 import time
@@ -14,7 +15,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from knarr.engine import acts, changes, merge, network, processes, sharing, validate, views
+from knarr.engine import acts, changes, logdrivers, merge, network, processes, sharing, validate, views
 from knarr.engine.driver import Closing, Provisioner, Workload
 from knarr.engine.jobs import Job
 from knarr.engine.streams import ExecTerminal
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from knarr.model.resource import Image
     from knarr.networks.manager import NetworkManager
     from knarr.store.db import Database
+    from knarr.store.settings import SettingsFile
     from knarr.store.state import StateDir
 
 _NAME_ATTEMPTS = 20
@@ -61,6 +63,7 @@ class Engine:
     networks: NetworkManager
     volumes: Volumes
     users: UserNamespaces
+    settings: SettingsFile
     capabilities: Callable[[Security], tuple[str, ...]]
     """`containers.plan.capabilities_for`"""
 
@@ -77,7 +80,7 @@ class Engine:
         async with AsyncExitStack() as undo:
             os.mkdir(w.dir, 0o700)
             undo.push_async_callback(self.life.delete_folder, w.dir)
-            os.mkdir(os.path.join(w.dir, "log"), 0o700)
+            logdrivers.make(self.state.run, w)
             driver = self.life.driver(w)
             await driver.prepare(w)
             undo.push_async_callback(driver.remove, w)
@@ -96,6 +99,7 @@ class Engine:
         spec = sharing.resolve(self.users.complete(validate.spec(spec)), self.table)
         image = self.images.get(spec.image)
         spec = self.volumes.complete(spec, image)
+        spec = dataclasses.replace(spec, log=logdrivers.complete(spec.log, self.settings.read().log))
         workload_id = names.new_id()
         hostname = spec.hostname or sharing.hostname(spec, workload_id, self.table)
         process = merge.merge(spec, image.config, hostname, self.capabilities(spec.security))
@@ -284,6 +288,7 @@ class Engine:
     ) -> AsyncGenerator[tuple[int, int, bytes], None]:
         """(time, stream, bytes) in the order of writing."""
         entry = self.find(text)
+        logdrivers.require_readable(entry.w)
         return self.streams.logs(
             entry, since=since, until=until, tail=tail, follow=follow, streams=streams, whole=whole
         )

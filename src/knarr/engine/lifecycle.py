@@ -14,7 +14,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from knarr.engine import events, merge, records
+from knarr.engine import events, logdrivers, merge, records
 from knarr.engine.driver import ExecExits, ExitResult
 from knarr.engine.health import HealthChecks
 from knarr.engine.restarts import Restarts
@@ -314,6 +314,7 @@ class Lifecycle:
     async def delete_folder(self, path: str) -> None:
         removal = Removal(path)
         try:
+            logdrivers.remove(path)
             if not removal.run(_INLINE_ENTRIES):
                 await asyncio.to_thread(removal.run)
         except OSError as error:

@@ -11,9 +11,10 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from knarr.engine import merge
+from knarr.engine import logdrivers, merge
 from knarr.keeper.logs import LogReader
 from knarr.model.errors import Conflict, NotFound
+from knarr.model.state import Status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -27,6 +28,8 @@ Piece = tuple[int, int, bytes]
 """(time, stream, bytes)"""
 _TURN = 16
 _JOINED = 64 << 10
+_LOOK = 0.1
+_FOREVER = 1 << 63
 
 
 class Terminal(Protocol):
@@ -135,7 +138,8 @@ class Streams:
         w = entry.w
         if not start and not w.status.running:
             raise Conflict(f"workload {w.name!r} is not running", hint="start it, or attach with start")
-        reader = LogReader(os.path.join(w.dir, "log"))
+        logdrivers.renew(w)
+        reader = LogReader(os.path.join(w.dir, "log"), hold=True)
         if not logs:
             reader.position = reader.end()
         terminal = AttachTerminal(self._life, entry, reader)
@@ -175,7 +179,7 @@ class Streams:
         exited = entry.next_exit()
         try:
             if follow and entry.w.status.alive:
-                pieces = _follow(self._life, entry, reader, exited, wanted, whole=whole)
+                pieces = self._over_restarts(entry, reader, exited, wanted, whole=whole)
             else:
                 pieces = _present(reader, wanted, whole=whole)
             async for piece in pieces:
@@ -184,6 +188,36 @@ class Streams:
         finally:
             exited.cancel()
             reader.close()
+
+    async def _over_restarts(
+        self,
+        entry: Entry,
+        reader: LogReader,
+        exited: asyncio.Future[ExitResult],
+        wanted: dict[str, Any],
+        *,
+        whole: bool,
+    ) -> AsyncGenerator[Piece, None]:
+        """One run after the other, as long as somebody or its policy starts it again."""
+        until = wanted.get("until") or _FOREVER
+        while True:
+            try:
+                async for piece in _follow(self._life, entry, reader, exited, wanted, whole=whole):
+                    yield piece
+            finally:
+                exited.cancel()
+            while _comes_back(entry) and time.time_ns() < until:
+                await asyncio.sleep(_LOOK)
+            if not entry.w.status.alive or time.time_ns() >= until:
+                return
+            wanted = {**wanted, "tail": None}
+            exited = entry.next_exit()
+
+
+def _comes_back(entry: Entry) -> bool:
+    """It has ended, and is about to begin again."""
+    status = entry.w.status
+    return status in (Status.RESTARTING, Status.STARTING) or (entry.staying > 0 and not status.running)
 
 
 async def _present(reader: LogReader, wanted: dict[str, Any], *, whole: bool) -> AsyncGenerator[Piece, None]:

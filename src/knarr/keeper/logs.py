@@ -1,134 +1,60 @@
-"""Log files: what the mover writes, what the daemon reads.
+"""Log files as the daemon reads them, over all generations as if they were one.
 
-A folder holds `out` and `err`, the raw bytes of each stream, and `index`, an append-only array of 24-byte
-records that tell when which bytes came (docs/architecture.md section 7):
-
-    u64 time_ns, u64 offset, u32 length, u32 stream      (1 = out, 2 = err, bit 31: found after a kill)
-
-Bytes are never rewritten. Out of scope: moving bytes (`keeper.stream`), how a front end prints them.
+Out of scope: the form (`keeper.logfiles`), writing (`keeper.logwriter`), how a front end prints them.
 """
 
 from __future__ import annotations
 
-import errno
+import fcntl
 import os
-import struct
-import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from knarr.keeper import logfiles
+from knarr.keeper.logfiles import BATCH, CONTINUES, HEADER, NAMES, RECORD, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-RECORD = struct.Struct("<QQII")
-RECOVERED = 1 << 31
-NAMES = {1: "out", 2: "err"}
-
 _PIECE = 64 * 1024
-_BATCH = RECORD.size * 1024
-_MAX_LENGTH = 1 << 30
-
-
-class Record(NamedTuple):
-    """One line of the index. `stream` is 1 or 2."""
-
-    time: int
-    offset: int
-    length: int
-    stream: int
-
-
-class LogWriter:
-    """The mover's side.
-
-    Files are opened with the first byte; what a kill left unrecorded is recorded then.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-        self._index = -1
-        self._files: dict[int, int] = {}
-        self._recorded: dict[int, int] = {}
-        self._position: dict[int, int] = {}
-
-    def target(self, stream: int) -> tuple[int, int]:
-        """The stream's file and where its next byte goes. Raises OSError."""
-        if stream not in self._files:
-            self._open(stream)
-        elif self._recorded[stream] < self._position[stream]:
-            self._record(stream, 0)
-        return self._files[stream], self._position[stream]
-
-    def moved(self, stream: int, length: int) -> None:
-        """`length` bytes are in the file now.
-
-        Raises OSError when the index can't take it: `target` tries again.
-        """
-        self._position[stream] += length
-        self._record(stream, 0)
-
-    def recover(self) -> None:
-        """Record what a killed mover moved without: further bytes may never come. Raises OSError."""
-        for stream, name in NAMES.items():
-            if stream not in self._files and os.path.exists(os.path.join(self._folder, name)):
-                self._open(stream)
-
-    def close(self) -> None:
-        for fd in (*self._files.values(), self._index):
-            if fd >= 0:
-                os.close(fd)
-        self._files.clear()
-        self._index = -1
-
-    def _open(self, stream: int) -> None:
-        if self._index < 0:
-            self._index = self._open_file("index", os.O_RDWR | os.O_APPEND)
-            # a record torn by a full disk would shift all later ones
-            os.ftruncate(self._index, os.fstat(self._index).st_size // RECORD.size * RECORD.size)
-        fd = self._open_file(NAMES[stream], os.O_WRONLY)
-        try:
-            self._position[stream] = os.fstat(fd).st_size
-            self._recorded[stream] = _recorded_end(self._index, stream)
-            if self._recorded[stream] < self._position[stream]:
-                self._record(stream, RECOVERED)
-        except OSError:
-            os.close(fd)
-            raise
-        self._files[stream] = fd
-
-    def _open_file(self, name: str, flags: int) -> int:
-        flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.open(os.path.join(self._folder, name), flags, 0o600)
-
-    def _record(self, stream: int, flag: int) -> None:
-        while (start := self._recorded[stream]) < self._position[stream]:
-            length = min(self._position[stream] - start, _MAX_LENGTH)
-            record = RECORD.pack(time.time_ns(), start, length, stream | flag)
-            size = os.fstat(self._index).st_size
-            if os.write(self._index, record) != RECORD.size:
-                os.ftruncate(self._index, size)
-                raise OSError(errno.ENOSPC, "no space for the index")
-            self._recorded[stream] = start + length
+_SHIFT = 40
+_INDEX = (1 << _SHIFT) - 1
 
 
 class LogReader:
     """One reader of one folder; each yields pieces of at most 64 KiB in the order they were written.
 
-    `position` is where the next `read` goes on: keep it and come back for more. `fileno` becomes readable
-    when there may be more (call `changed` then).
+    `position` is where the next `read` goes on (generation and place in its index): keep it and come back for
+    more. `fileno` becomes readable when there may be more (call `changed` then). With `hold` nothing that it
+    has not read is rotated away.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *, hold: bool = False) -> None:
         self._folder = folder
-        self._files: dict[str, int] = {}
+        self._hold = hold
+        self._files: dict[tuple[str, int], int] = {}
         self._inotify = -1
-        self._skip: dict[int, int] = {}
-        """bytes of each stream below these offsets are not wanted: lines that began before the tail"""
+        self._skip: dict[int, tuple[int, int]] = {}
+        """bytes of each stream before this (generation, offset) are not wanted: lines that began before the
+        tail"""
+        self._cut: set[int] = set()
+        """streams that begin within a line whose beginning is gone"""
+        self._inside: set[int] = set()
+        """streams of which the last byte given ended no line"""
+        self._gap = False
+        """the generation before this one was not read"""
         self.position = 0
 
     def end(self) -> int:
-        """The position behind everything there is."""
-        fd = self._file("index")
-        return os.fstat(fd).st_size // RECORD.size * RECORD.size if fd >= 0 else 0
+        """The position behind everything there is. Who holds it misses nothing from there on."""
+        found = self._generations()
+        if not found and self._hold:
+            os.close(os.open(self._path("index", 0), os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600))
+            found = self._generations()
+        if not found:
+            return 0
+        fd = self._file("index", found[-1])
+        size = os.fstat(fd).st_size // RECORD.size * RECORD.size if fd >= 0 else 0
+        return found[-1] << _SHIFT | size
 
     def read(
         self,
@@ -147,13 +73,15 @@ class LogReader:
             self._skip = {}
         if tail is not None:
             self._go_to_tail(tail)
-        while True:
-            records = self._records(self.position, _BATCH)
-            if not records:
-                return
+        while records := self._next_records():
             for record in records:
-                if since <= record.time and (until is None or record.time <= until):
+                if record.flags & HEADER:
+                    yield from self._enter(record)
+                elif since <= record.time and (until is None or record.time <= until):
                     yield from self._pieces(record)
+                elif record.stream in self._cut:
+                    for _ in self._pieces(record):
+                        pass
                 self.position += RECORD.size
 
     def fileno(self) -> int:
@@ -173,75 +101,152 @@ class LogReader:
             pass
 
     def close(self) -> None:
-        for fd in (*self._files.values(), self._inotify):
-            if fd >= 0:
-                os.close(fd)
-        self._files.clear()
+        self._close_but(None)
+        if self._inotify >= 0:
+            os.close(self._inotify)
         self._inotify = -1
 
-    def _file(self, name: str) -> int:
-        """A descriptor, -1 while nothing was written."""
-        if name not in self._files:
+    # generations
+
+    def _generations(self) -> list[int]:
+        try:
+            return logfiles.generations(self._folder)
+        except FileNotFoundError:
+            return []
+
+    def _next_records(self) -> list[Record]:
+        while True:
+            records = self._records(self.position)
+            if records:
+                return records
+            now = self.position >> _SHIFT
+            later = [number for number in self._generations() if number > now]
+            # the last records of a generation come before the next one does
+            records = self._records(self.position)
+            if records or not later:
+                return records
+            self._gap = later[0] != now + 1 or self._file("index", now) < 0
+            self.position = later[0] << _SHIFT
+            self._file("index", later[0])
+            self._close_but(later[0])
+
+    def _enter(self, header: Record) -> Iterator[tuple[int, int, bytes]]:
+        """Behind a gap a line that was begun ends, and one that began in it is left out."""
+        if not self._gap:
+            return
+        if header.flags & CONTINUES:
+            self._cut.add(header.stream)
+        if header.stream in self._inside:
+            self._inside.discard(header.stream)
+            yield header.time, header.stream, b"\n"
+
+    def _close_but(self, generation: int | None) -> None:
+        for key in [key for key in self._files if key[1] != generation]:
+            os.close(self._files.pop(key))
+
+    def _path(self, kind: str, generation: int) -> str:
+        return os.path.join(self._folder, logfiles.name(kind, generation))
+
+    def _file(self, kind: str, generation: int) -> int:
+        """A descriptor, -1 while nothing was written, or when it has been rotated away."""
+        key = (kind, generation)
+        if key not in self._files:
             try:
-                path = os.path.join(self._folder, name)
-                self._files[name] = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                fd = os.open(self._path(kind, generation), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             except FileNotFoundError:
                 return -1
-        return self._files[name]
+            if self._hold and kind == "index":
+                fcntl.flock(fd, fcntl.LOCK_SH)
+            self._files[key] = fd
+        return self._files[key]
 
-    def _records(self, position: int, size: int) -> list[Record]:
-        fd = self._file("index")
-        if fd < 0:
-            return []
-        return _decode(os.pread(fd, size, position))
+    def _records(self, position: int, size: int = BATCH) -> list[Record]:
+        fd = self._file("index", position >> _SHIFT)
+        return logfiles.decode(os.pread(fd, size, position & _INDEX)) if fd >= 0 else []
+
+    # bytes
 
     def _pieces(self, record: Record) -> Iterator[tuple[int, int, bytes]]:
+        generation = self.position >> _SHIFT
         start, end = record.offset, record.offset + record.length
-        start = max(start, self._skip.get(record.stream, 0))
+        skipped = self._skip.get(record.stream, (0, 0))
+        if generation <= skipped[0]:
+            start = end if generation < skipped[0] else max(start, skipped[1])
         while start < end:
-            data = self._bytes(record.stream, start, min(end - start, _PIECE))
+            data = self._bytes(record.stream, generation, start, min(end - start, _PIECE))
             if not data:
                 return
-            yield record.time, record.stream, data
             start += len(data)
+            if record.stream in self._cut:
+                data = self._uncut(record.stream, data)
+            if data:
+                if data.endswith(b"\n"):
+                    self._inside.discard(record.stream)
+                else:
+                    self._inside.add(record.stream)
+                yield record.time, record.stream, data
 
-    def _bytes(self, stream: int, offset: int, size: int) -> bytes:
-        fd = self._file(NAMES.get(stream, "out"))
+    def _uncut(self, stream: int, data: bytes) -> bytes:
+        """What follows the rest of a line whose beginning is gone."""
+        _, newline, data = data.partition(b"\n")
+        if newline:
+            self._cut.discard(stream)
+        return data
+
+    def _bytes(self, stream: int, generation: int, offset: int, size: int) -> bytes:
+        fd = self._file(NAMES.get(stream, "out"), generation)
         return os.pread(fd, size, offset) if fd >= 0 else b""
+
+    # tails
 
     def _go_to_tail(self, lines: int) -> None:
         """Set `position` and `_skip` so that the last `lines` lines follow."""
         self.position = end = self.end()
         self._skip = {}
-        for position, stream, offset in self._line_starts(end):
+        for position, stream, offset in self._line_starts():
             if lines <= 0:
                 break
-            self.position, self._skip[stream] = position, offset
+            self.position, self._skip[stream] = position, (position >> _SHIFT, offset)
             lines -= 1
-        index = self._file("index")
+        newest = end >> _SHIFT
+        index = self._file("index", newest)
         for stream in NAMES:
             # none of its lines is wanted, nor the rest of one that began before
             if stream not in self._skip and index >= 0:
-                self._skip[stream] = _recorded_end(index, stream)
+                self._skip[stream] = (newest, logfiles.recorded_end(index, stream))
 
-    def _line_starts(self, position: int) -> Iterator[tuple[int, int, int]]:
+    def _line_starts(self) -> Iterator[tuple[int, int, int]]:
         """(position, stream, offset) of each line's first byte, last line first."""
-        while position > 0:
-            size = min(_BATCH, position)
-            position -= size
-            batch = self._records(position, size)
-            for number in range(len(batch) - 1, -1, -1):
-                for offset in self._starts_inside(batch[number]):
-                    yield position + number * RECORD.size, batch[number].stream, offset
+        for generation in reversed(self._generations()):
+            index = self._file("index", generation)
+            if index < 0:
+                return
+            yield from self._starts_of(generation, index)
+            self._close_but(generation)
 
-    def _starts_inside(self, record: Record) -> Iterator[int]:
+    def _starts_of(self, generation: int, index: int) -> Iterator[tuple[int, int, int]]:
+        goes_on = {stream for stream, header in logfiles.headers(index).items() if header.flags & CONTINUES}
+        position = os.fstat(index).st_size // RECORD.size * RECORD.size
+        while position > 0:
+            size = min(BATCH, position)
+            position -= size
+            batch = self._records(generation << _SHIFT | position, size)
+            for number in range(len(batch) - 1, -1, -1):
+                record, at = batch[number], generation << _SHIFT | position + number * RECORD.size
+                if record.flags & HEADER:
+                    continue
+                for offset in self._starts_inside(record, generation):
+                    if offset or record.stream not in goes_on:
+                        yield at, record.stream, offset
+
+    def _starts_inside(self, record: Record, generation: int) -> Iterator[int]:
         """Offsets at which lines begin inside the record, last first."""
         end = record.offset + record.length
         while end > record.offset:
             start = max(record.offset, end - _PIECE)
             # a line begins behind the newline before it, which may lie one byte before the record
             base = max(start - 1, 0)
-            data = self._bytes(record.stream, base, end - 1 - base)
+            data = self._bytes(record.stream, generation, base, end - 1 - base)
             found = data.rfind(b"\n")
             while found >= 0:
                 yield base + found + 1
@@ -270,23 +275,3 @@ def _split(data: bytes) -> list[bytes]:
     parts = data.split(b"\n")
     whole = [part + b"\n" for part in parts[:-1]]
     return [*whole, parts[-1]] if parts[-1] else whole
-
-
-def _decode(data: bytes) -> list[Record]:
-    whole = len(data) // RECORD.size * RECORD.size
-    return [
-        Record(when, offset, length, stream & ~RECOVERED)
-        for when, offset, length, stream in RECORD.iter_unpack(data[:whole])
-    ]
-
-
-def _recorded_end(index: int, stream: int) -> int:
-    """How far the stream's records reach; they are in order, so the last one tells."""
-    position = os.fstat(index).st_size
-    while position > 0:
-        size = min(_BATCH, position)
-        position -= size
-        for record in reversed(_decode(os.pread(index, size, position))):
-            if record.stream == stream:
-                return record.offset + record.length
-    return 0

@@ -5,8 +5,8 @@ is killed.
 
 All descriptors come from the holder or have a copy there; a mover that starts finds everything by `list
 log/`. A stream that has ended is closed and deleted from the holder. A full disk keeps the bytes in the
-pipe: the mover tries again with growing pauses. Out of scope: reading logs and the index's form
-(`keeper.logs`).
+pipe: the mover tries again with growing pauses. Out of scope: the files (`keeper.logwriter`),
+reading them (`keeper.logs`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import time
 
 from knarr.keeper import protocol
 from knarr.keeper.holder import HolderClient, listening
-from knarr.keeper.logs import LogWriter
+from knarr.keeper.logwriter import LogWriter
 from knarr.keeper.stream import Stream
+from knarr.keeper.waiting import Waiting
 from knarr.kernel import fds as descriptors
 from knarr.kernel import process
 
@@ -37,11 +38,13 @@ class Mover:
         self._parked: set[Stream] = set()
         self._drains: dict[str, list[socket.socket]] = {}
         self._drops: dict[str, list[socket.socket]] = {}
+        self._waiting = Waiting(run)
         self._listener = listening(holder, run, protocol.MOVER, socket.SOCK_SEQPACKET)
 
     def serve(self) -> None:
         self._selector.register(self._listener, selectors.EVENT_READ, None)
         self._look()
+        self._waiting.forget_all_but(self._streams)
         while True:
             for key, _ in self._selector.select(self._patience()):
                 if key.data is not None:
@@ -58,13 +61,18 @@ class Mover:
         if stream.closed:
             # by a request earlier in this very turn of the selector; its numbers may be others' by now
             return
-        stream.move()
+        self._step(stream)
         if stream.ended and (stream.name != "tty" or stream.workload in self._drops):
             self._close(stream)
         elif stream.retry_at and stream not in self._parked:
             self._selector.unregister(stream.source)
             self._parked.add(stream)
         self._settle(stream.workload)
+
+    def _step(self, stream: Stream) -> None:
+        stream.move()
+        if stream.failure or self._waiting:
+            self._waiting.tell(stream.workload, stream.failure)
 
     def _close(self, stream: Stream) -> None:
         if stream in self._parked:
@@ -91,7 +99,7 @@ class Mover:
         for stream in [stream for stream in self._parked if stream.retry_at <= now]:
             if stream.closed:
                 continue
-            stream.move()
+            self._step(stream)
             if stream.retry_at == 0.0 and not stream.ended:
                 self._parked.discard(stream)
                 self._selector.register(stream.source, selectors.EVENT_READ, stream)
@@ -116,6 +124,7 @@ class Mover:
     def _drop(self, workload: str) -> None:
         for stream in list(self._streams.get(workload, {}).values()):
             self._close(stream)
+        self._waiting.tell(workload, "")
         try:
             os.unlink(os.path.join(self._run, "logs", workload))
         except FileNotFoundError:

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from knarr.keeper.logs import LogWriter
+    from knarr.keeper.logwriter import LogWriter
 
 TURN = 256 * 1024
 """bytes moved at most before the next stream has its turn"""
@@ -38,6 +38,8 @@ class Stream:
         """nothing was left to move"""
         self.retry_at = 0.0
         """monotonic time of the next attempt after a failure; 0 = none"""
+        self.failure = ""
+        """why the bytes stay where they are"""
         self.closed = False
         self._pause = 0.0
         self._pipe = pipe
@@ -63,6 +65,7 @@ class Stream:
     def move(self) -> None:
         """Move at most `TURN` bytes."""
         self.ended = self.empty = False
+        self.failure = ""
         try:
             if self._pipe is None:
                 self._from_pipe(self.source)
@@ -71,9 +74,10 @@ class Stream:
         except FileNotFoundError:
             # the log's folder is gone: nobody will read it
             self.ended = self.empty = True
-        except OSError:
+        except OSError as error:
             # a full or broken disk: the bytes stay in the pipe, the workload waits on a full one
             self.ended = self.empty = False
+            self.failure = error.strerror or str(error)
             self._later()
             return
         if self.ended and self._pipe is not None:
@@ -119,9 +123,11 @@ class Stream:
         if not events or not events[0][1] & select.POLLIN:
             # the files are only made for who writes
             return 0 if events else None
-        target, position = self._log.target(self._number)
+        target, position, room = self._log.target(self._number)
         try:
-            moved = os.splice(source, target, TURN, offset_dst=position, flags=os.SPLICE_F_NONBLOCK)
+            moved = os.splice(
+                source, target, min(TURN, room), offset_dst=position, flags=os.SPLICE_F_NONBLOCK
+            )
         except BlockingIOError:
             return None
         if moved:

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 from knarr.model.health import Health
+from knarr.model.logs import Logging
 from knarr.model.namespaces import Sharing, UserNamespace
 
 CPU_PERIOD = 100_000
@@ -224,6 +225,7 @@ class WorkloadSpec:
     auto_remove: bool = False
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     health: Health | None = None
+    log: Logging = field(default_factory=Logging)
     stop_signal: str | None = None
     stop_timeout: int = 10
     """seconds between the stop signal and SIGKILL"""

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from knarr.model.errors import Invalid
+from knarr.model.logs import Logging
 from knarr.model.namespaces import UserMode, UserNamespace, parse_userns
 
 _LIMIT = 1 << 16
-_KNOWN = ("userns",)
+_KNOWN = ("userns", "log-driver", "log-opts")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     userns: UserNamespace | None = None
     """for containers; None = host"""
+    log: Logging = field(default_factory=Logging)
 
 
 class SettingsFile:
@@ -57,7 +59,17 @@ def parse(path: str, text: bytes) -> Settings:
     for key in values:
         if key not in _KNOWN:
             raise Invalid(f"{path}: setting {key!r} is unknown", hint=", ".join(_KNOWN))
-    return Settings(userns=_userns(path, values.get("userns")))
+    log = _log(path, values.get("log-driver", ""), values.get("log-opts", {}))
+    return Settings(userns=_userns(path, values.get("userns")), log=log)
+
+
+def _log(path: str, driver: object, options: object) -> Logging:
+    """By docker's names; what they may be is checked with the workload's own."""
+    if not isinstance(driver, str) or not isinstance(options, dict):
+        raise Invalid(
+            f"{path}: log-driver is text, log-opts an object", hint='{"log-opts": {"max-size": "10m"}}'
+        )
+    return Logging(driver=driver, options={str(key): str(value) for key, value in options.items()})
 
 
 def _userns(path: str, value: object) -> UserNamespace | None:

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knarr.keeper.logs import RECORD, RECOVERED, LogReader, LogWriter, lines
+from knarr.keeper.logfiles import RECORD, RECOVERED
+from knarr.keeper.logs import LogReader, lines
+from knarr.keeper.logwriter import LogWriter
 from knarr.keeper.stream import Stream
 
 CHUNKS = st.lists(

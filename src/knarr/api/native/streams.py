@@ -267,7 +267,7 @@ ROUTES = (
             *_SWITCHES,
         ),
         gives=FRAMES,
-        errors=("not_found",),
+        errors=("not_found", "unsupported"),
     ),
     Route(
         method="GET",

@@ -94,6 +94,10 @@ CREATE_OPTIONS = (
     *SECURITY_OPTIONS,
     Option("-l --label", "label", value="KEY=VALUE", many=True),
     Option("--label-file", "labels from a file", value="FILE", many=True, complete="file"),
+    Option(
+        "--log-driver", "what is done with its output", value="DRIVER", choices=("json-file", "local", "none")
+    ),
+    Option("--log-opt", "max-size=10m, max-file=3", value="KEY=VALUE", many=True),
     Option("--stop-signal", "signal that asks it to end", value="SIGNAL"),
     Option("--stop-timeout", "seconds between that signal and SIGKILL", value="SECONDS"),
     Option("--kernel", "microvm: boot this kernel", value="FILE", complete="file"),

@@ -21,6 +21,7 @@ from knarr.engine.drivers.failures import hint_of, hinted
 from knarr.engine.drivers.vm_idle import IdleMachines
 from knarr.engine.drivers.vm_streams import VmExec, VmStdinTable
 from knarr.engine.drivers.vm_templates import template_view
+from knarr.keeper import logfiles
 from knarr.kernel import caps, cgroups, changes, facts, proctable, relimit, seccomp
 from knarr.machines import accel, disks, folders, jail, launch, plan, request, status, wire
 from knarr.machines.agent import Agent, AgentGone
@@ -479,11 +480,4 @@ def _content(path: str) -> bytes:
 
 
 def _sizes(log: str) -> list[int]:
-    return [_size(os.path.join(log, name)) for name in ("out", "err")]
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
+    return list(logfiles.totals(log).values())
