@@ -29,6 +29,7 @@ from knarr.engine.engine import Engine
 from knarr.engine.events import EventLog
 from knarr.engine.images import Images
 from knarr.engine.lifecycle import Lifecycle
+from knarr.engine.logwatch import LogWatch
 from knarr.engine.network import WorkloadNetwork
 from knarr.engine.streams import Streams
 from knarr.engine.system import System
@@ -185,6 +186,9 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
     )
     adopt.load(engine)
     await adopt.adopt(engine, hello.running, hello.exits)
+    watch = LogWatch(state.run, life)
+    watch.start()
+    stack.callback(watch.close)
     stack.push_async_callback(engine.close)
     return engine
 

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from kernel.keeper_tools import ENV, STREAMS, in_instance, needs_root
-from knarr.keeper import boot, processes
+from knarr.keeper import boot, logfiles, processes, waiting
 from knarr.keeper.journal import Journal
 from knarr.keeper.link import KeeperError
 from knarr.kernel import plan as plans
@@ -32,8 +32,12 @@ def numbered():
     return b"".join(b"%08d line of a workload\n" % number for number in range(LINES))
 
 
-def test_every_line_is_there_once_and_the_exit_code_is_right(tmp_path):
+@pytest.mark.parametrize("rotated", [False, True])
+def test_every_line_is_there_once_and_the_exit_code_is_right(tmp_path, rotated):
     async def work(it):
+        if rotated:
+            os.makedirs(it.log_folder("w"))
+            logfiles.set_rotation(it.log_folder("w"), logfiles.Rotation(8 << 10, 10_000))
         await it.shell("w", NUMBERS)
         for _ in range(30):
             await it.kill_and_start(random.choice(("keeper", "mover-0")))
@@ -171,9 +175,11 @@ def test_a_full_disk_loses_nothing(tmp_path):
             await asyncio.sleep(0.3)
             with pytest.raises(Unavailable):
                 await it.link.drain("w", 0.3)
+            assert waiting.read(it.run) == {"w": "No space left on device"}
             subprocess.run(["mount", "-o", "remount,size=16m", folder], check=True)
             assert await it.exit_of("w") == 3 << 8
             await it.link.drain("w")
+            assert waiting.read(it.run) == {}
             assert it.output("w") == b"".join(b"%d\n" % number for number in range(1, 200001))
             await it.link.forget("w")
             await it.until(lambda: it.holder.list("log/") == [])

@@ -20,6 +20,7 @@ from knarr.engine.driver import Closing, Provisioner, Workload
 from knarr.engine.jobs import Job
 from knarr.engine.streams import ExecTerminal
 from knarr.engine.table import Entry, Table
+from knarr.keeper import waiting
 from knarr.model import names
 from knarr.model.errors import Conflict, Invalid, KnarrError, NotFound, Unsupported
 from knarr.model.state import Status
@@ -153,7 +154,8 @@ class Engine:
         return [views.summary(w) for w in sorted(found, key=lambda w: w.created, reverse=True)]
 
     def inspect(self, text: str) -> dict[str, Any]:
-        return views.inspect(self.find(text).w)
+        w = self.find(text).w
+        return {**views.inspect(w), "log_waiting": waiting.reason(self.state.run, w.id)}
 
     # life
 

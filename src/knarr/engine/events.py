@@ -68,8 +68,10 @@ class EventLog:
 
     def emit(self, kind: str, action: str, subject: str, attributes: dict[str, str]) -> None:
         event = self.make(kind, action, subject, attributes)
-        self._db.add(row(event))
-        self.publish(event)
+        try:
+            self._db.add(row(event))
+        finally:
+            self.publish(event)
 
     async def read(self, since: int | None, until: int | None, *, follow: bool) -> AsyncIterator[Event]:
         """Past events from `since` on (none without it), then the coming ones until `until` or for ever."""

@@ -18,18 +18,16 @@ def folder(run: str) -> str:
 
 def read(run: str) -> dict[str, str]:
     """id → reason, now."""
-    found = {}
+    return {name: reason(run, name) for name in os.listdir(folder(run))}
+
+
+def reason(run: str, workload: str) -> str:
+    """Empty for one whose output is written."""
     try:
-        names = os.listdir(folder(run))
+        with open(os.path.join(folder(run), workload), encoding="utf-8") as file:
+            return file.read(1000)
     except FileNotFoundError:
-        return {}
-    for name in names:
-        try:
-            with open(os.path.join(folder(run), name), encoding="utf-8") as file:
-                found[name] = file.read(1000)
-        except FileNotFoundError:
-            continue
-    return found
+        return ""
 
 
 class Waiting:
