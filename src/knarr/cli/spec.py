@@ -244,7 +244,9 @@ def capability(name: str) -> str:
 
 
 def security_option(text: str) -> Json:
-    key, _, value = text.replace(":", "=", 1).partition("=")
+    # docker's older form has a colon
+    between = min((sign for sign in "=:" if sign in text), key=text.index, default="=")
+    key, _, value = text.partition(between)
     if key == "no-new-privileges":
         if value in ("", "true", "false"):
             return {"no_new_privileges": value != "false"}

@@ -33,11 +33,10 @@ if TYPE_CHECKING:
 
 from knarr.containers.security import (
     DEVICES,
-    MASKED,
-    READ_ONLY,
     DeviceNode,
     capabilities_for,
     characters,
+    covered,
     device_rules,
     own_nodes,
 )
@@ -400,9 +399,11 @@ def _finish_steps(given: ContainerInput) -> list[Step]:
         found.append(steps.Sysctl(values=tuple(given.sysctls.items())))
     # made when missing, so before the root may become read-only
     found.append(steps.Chdir(path=given.process.cwd))
-    if not given.security.privileged and given.security.system_paths != "unconfined":
-        found.append(steps.ReadOnlyPaths(paths=READ_ONLY))
-        found.append(steps.Mask(paths=(*MASKED, *given.facts.thermal)))
+    masked, read_only = covered(given.security, given.facts.thermal)
+    if read_only:
+        found.append(steps.ReadOnlyPaths(paths=read_only))
+    if masked:
+        found.append(steps.Mask(paths=masked))
     if given.read_only:
         found.append(steps.ReadOnlyRoot())
     return found
@@ -427,10 +428,10 @@ def _identity_steps(process: Process, facts: HostFacts) -> list[Step]:
 def _filter(process: Process, facts: HostFacts) -> list[Step]:
     if not process.seccomp:
         return []
-    return [_seccomp(frozenset(process.capabilities), facts.architecture)]
+    return [_seccomp(process.seccomp_profile, frozenset(process.capabilities), facts.architecture)]
 
 
 @functools.lru_cache(maxsize=64)
-def _seccomp(capabilities: frozenset[str], architecture: str) -> Step:
-    program = seccomp.default_filter(capabilities, architecture)
+def _seccomp(profile: str, capabilities: frozenset[str], architecture: str) -> Step:
+    program = seccomp.program(profile, capabilities, architecture)
     return steps.Seccomp(program=base64.b64encode(program).decode())

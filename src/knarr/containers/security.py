@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from knarr.kernel import caps, devices
 from knarr.model.errors import Invalid, Unsupported
-from knarr.model.workload import Security, SecurityProfile
+from knarr.model.workload import Security, SecurityProfile, left_open
 
 _HARDENED = (
     "CHOWN",
@@ -72,6 +72,16 @@ class DeviceNode:
     """with its type"""
     number: int
     access: str
+
+
+def covered(security: Security, more: tuple[str, ...] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(masked, read-only) paths: the table's without what `unmask` names, and what `mask` names."""
+    if security.privileged or security.system_paths == "unconfined":
+        return security.mask, ()
+    masked = tuple(path for path in (*MASKED, *more) if not left_open(path, security.unmask))
+    return (*masked, *security.mask), tuple(
+        path for path in READ_ONLY if not left_open(path, security.unmask)
+    )
 
 
 def own_nodes(wanted: tuple[DeviceNode, ...]) -> tuple[tuple[str, int, int], ...]:

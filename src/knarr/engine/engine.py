@@ -105,6 +105,7 @@ class Engine:
         hostname = spec.hostname or sharing.hostname(spec, workload_id, self.table)
         process = merge.merge(spec, image.config, hostname, self.capabilities(spec.security))
         merge.stop_signal(spec, image.config)
+        validate.system_calls(process)
         warnings = (*validate.warnings(spec, image), *driver.check(spec, image))
         return Workload(
             id=workload_id,

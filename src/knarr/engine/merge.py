@@ -36,6 +36,7 @@ def merge(spec: WorkloadSpec, image: ImageConfig, hostname: str, capabilities: t
         capabilities=capabilities,
         no_new_privileges=_no_new_privileges(spec),
         seccomp=spec.security.seccomp != "unconfined" and not spec.security.privileged,
+        seccomp_profile=spec.security.seccomp if spec.security.seccomp.startswith("{") else "",
         rlimits=spec.rlimits,
         oom_score_adj=spec.oom_score_adj,
         init=spec.init,
@@ -60,6 +61,7 @@ def merge_exec(spec: ExecSpec, main: Process, all_capabilities: tuple[str, ...])
         capabilities=all_capabilities if spec.privileged else main.capabilities,
         no_new_privileges=main.no_new_privileges,
         seccomp=main.seccomp and not spec.privileged,
+        seccomp_profile=main.seccomp_profile,
         rlimits=main.rlimits,
         oom_score_adj=main.oom_score_adj,
     )

@@ -35,12 +35,20 @@ def check(spec: WorkloadSpec) -> None:
     for text in spec.extra_hosts:
         _host(text)
     _dns(spec.dns)
+    _paths(spec.security.mask, spec.security.unmask)
     if spec.shm_size is not None and spec.shm_size < _MIN_SHM:
         raise Invalid(f"shm size {spec.shm_size} is below {_MIN_SHM}", hint="such as 256m")
     if spec.security.system_paths not in ("default", "unconfined"):
         raise Invalid(
             f"system paths {spec.security.system_paths!r} are unknown", hint="default or unconfined"
         )
+
+
+def _paths(mask: tuple[str, ...], unmask: tuple[str, ...]) -> None:
+    for path in (*mask, *unmask):
+        clean = posixpath.normpath(path) == path and path.startswith("/") and path != "/"
+        if "\0" in path or not (clean or (path in unmask and path == "ALL")):
+            raise Invalid(f"masked path {path[:200]!r} is not a clean absolute path")
 
 
 def _sysctl(name: str, value: str, network: NetworkMode) -> None:

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from knarr.engine import limits, merge, settings, sharing
+from knarr.kernel import seccomp
 from knarr.model import names
 from knarr.model.errors import Invalid
 from knarr.model.workload import NetworkMode, PortMapping, RestartKind, Rlimit, WorkloadSpec
@@ -18,6 +19,7 @@ from knarr.volumes import mounts
 if TYPE_CHECKING:
     from knarr.model.health import Health
     from knarr.model.resource import Image
+    from knarr.model.workload import Process
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?", re.ASCII)
 _RLIMITS = frozenset(
@@ -46,8 +48,11 @@ def spec(value: WorkloadSpec) -> WorkloadSpec:
         merge.parse_signal(value.stop_signal)
     if value.stop_timeout < -1:
         raise Invalid(f"stop timeout {value.stop_timeout} is negative", hint="-1 waits for ever")
-    if value.security.seccomp not in ("default", "unconfined"):
-        raise Invalid(f"seccomp profile {value.security.seccomp!r} is unknown", hint="default or unconfined")
+    if value.security.seccomp not in ("default", "unconfined") and value.security.seccomp[:1] != "{":
+        raise Invalid(
+            f"seccomp profile {value.security.seccomp[:100]!r} is unknown",
+            hint="default, unconfined, or a profile's JSON",
+        )
     merge.tty_size(value.tty_size)
     limits.check(value.resources)
     _oom_score(value.oom_score_adj)
@@ -60,6 +65,12 @@ def spec(value: WorkloadSpec) -> WorkloadSpec:
     settings.check(value)
     sharing.check(value)
     return dataclasses.replace(value, mounts=mounts.check(value.mounts))
+
+
+def system_calls(process: Process) -> None:
+    """A wrong profile of the user's own is told at creation. Raises `Invalid`, `Unsupported`."""
+    if process.seccomp and process.seccomp_profile:
+        seccomp.program(process.seccomp_profile, frozenset(process.capabilities))
 
 
 def warnings(value: WorkloadSpec, image: Image) -> tuple[str, ...]:

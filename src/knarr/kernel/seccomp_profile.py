@@ -126,7 +126,25 @@ class AllowUnlessBits:
     bits: int
 
 
-Action = Allow | Refuse | AllowValues | AllowUnlessBits
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One comparison of all 64 bits of an argument; `MASKED_EQ`: `value` is the mask."""
+
+    argument: int
+    operator: str
+    value: int
+    second: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The first rule whose conditions all hold; values are what the filter returns."""
+
+    rules: tuple[tuple[tuple[Condition, ...], int], ...]
+    otherwise: int
+
+
+Action = Allow | Refuse | AllowValues | AllowUnlessBits | Chain
 DENIED = Refuse(errno.EPERM)
 UNKNOWN = Refuse(errno.ENOSYS)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from knarr.kernel import devices, limits
 from knarr.model.errors import Invalid
 from knarr.model.resource import Attachment
-from knarr.model.workload import CPU_PERIOD, Mount, MountKind, Process, Resources
+from knarr.model.workload import CPU_PERIOD, Mount, MountKind, Process, Resources, left_open
 
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -69,6 +69,10 @@ class GuestInput:
     privileged: bool = False
     system_paths: bool = True
     """mask and protect the paths that Docker does"""
+    mask: tuple[str, ...] = ()
+    """more paths to cover"""
+    unmask: tuple[str, ...] = ()
+    """of those paths, what stays open"""
     shm_size: int | None = None
     sysctls: dict[str, str] = field(default_factory=dict)
     stdin: bool = False
@@ -255,10 +259,10 @@ def _folder(folder: Folder) -> list[bytes]:
 def _guards(guest: GuestInput) -> Records:
     if guest.privileged:
         return ()
-    masked = (("mask", path.encode()) for path in _MASKED)
-    if not guest.system_paths:
-        return (_DEVICE_FILTER,)
-    return (*masked, *(("protect", path.encode()) for path in _PROTECTED), _DEVICE_FILTER)
+    usual = (("mask", _MASKED), ("protect", _PROTECTED)) if guest.system_paths else ()
+    found = [(name, path) for name, group in usual for path in group if not left_open(path, guest.unmask)]
+    found += [("mask", path) for path in guest.mask]
+    return (*((name, path.encode()) for name, path in found), _DEVICE_FILTER)
 
 
 def _etc_name(target: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import fnmatch
 from dataclasses import dataclass, field
 
 from knarr.model.health import Health
@@ -145,6 +146,11 @@ class Security:
     """more paths to cover"""
     unmask: tuple[str, ...] = ()
     """paths to leave open that `default` covers or makes read-only; may hold `*`; ALL = every one"""
+
+
+def left_open(path: str, unmask: tuple[str, ...]) -> bool:
+    """`Security.unmask` names this path."""
+    return any(pattern == "ALL" or fnmatch.fnmatchcase(path, pattern) for pattern in unmask)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -169,9 +169,39 @@ def test_mistakes_are_refused(words: tuple[str, ...]) -> None:
         made(*words, "img")
 
 
-def test_a_seccomp_file_is_not_there_yet() -> None:
-    with pytest.raises(Unsupported):
-        made("--security-opt", "seccomp=/x.json", "img")
+def test_a_seccomp_file_travels_as_its_text(tmp_path) -> None:
+    file = tmp_path / "profile.json"
+    file.write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
+    assert made("--security-opt", f"seccomp={file}", "img").security.seccomp == file.read_text()
+    for wrong in ("/nowhere.json", "/etc/passwd"):
+        with pytest.raises(Invalid):
+            made("--security-opt", f"seccomp={wrong}", "img")
+
+
+def test_namespaces() -> None:
+    found = made("--pid", "container:other", "--ipc", "shareable", "--network", "container:web", "img")
+    assert found.sharing.joins() == {"pid": "other", "net": "web"}
+    assert found.sharing.ipc == "shareable"
+    assert found.network.value == "container"
+    for text in ("auto:size=x", "auto:sise=1", "nobody", "remap:1", "host:1"):
+        with pytest.raises(Invalid):
+            made("--userns", text, "img")
+
+
+def test_keep_id_keeps_the_caller_of_sudo(monkeypatch) -> None:
+    monkeypatch.setenv("SUDO_UID", "1000")
+    monkeypatch.setenv("SUDO_GID", "1001")
+    monkeypatch.setattr("os.getuid", lambda: 0)
+    kept = made("--userns", "keep-id:uid=5", "img").userns
+    assert kept is not None
+    assert (kept.uid, kept.owner_uid, kept.owner_gid) == (5, 1000, 1001)
+
+
+def test_masks_add_up() -> None:
+    found = made(
+        "--security-opt", "mask=/a:/b", "--security-opt", "mask=/c", "--security-opt", "unmask=ALL", "img"
+    )
+    assert (found.security.mask, found.security.unmask) == (("/a", "/b", "/c"), ("ALL",))
 
 
 @given(

@@ -175,6 +175,8 @@ class MicrovmDriver:
             read_only=w.spec.read_only,
             privileged=w.spec.security.privileged,
             system_paths=w.spec.security.system_paths != "unconfined",
+            mask=w.spec.security.mask,
+            unmask=w.spec.security.unmask,
             shm_size=w.spec.shm_size,
             sysctls=w.spec.sysctls,
             stdin=w.spec.stdin_open,
@@ -471,7 +473,9 @@ def _start_error(told: status.Told) -> KnarrError | None:
 
 
 def _filter(process: Process) -> bytes:
-    return seccomp.default_filter(frozenset(process.capabilities)) if process.seccomp else b""
+    if not process.seccomp:
+        return b""
+    return seccomp.program(process.seccomp_profile, frozenset(process.capabilities))
 
 
 def _content(path: str) -> bytes:
