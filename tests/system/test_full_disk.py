@@ -32,7 +32,7 @@ def test_the_workload_waits_and_everybody_is_told(instance):
     def look(key):
         return json.loads(instance.knarr("inspect", "full", check=True).out)[0][key]
 
-    instance.knarr("create", "--name", "full", IMAGE, "sh", "-c", "seq 1 200000; exit 3", check=True)
+    instance.knarr("create", "--name", "full", IMAGE, "sh", "-c", "seq 1 500000; exit 3", check=True)
     log = os.path.join(look("folder"), "log")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", log], check=True)
     try:
@@ -42,10 +42,10 @@ def test_the_workload_waits_and_everybody_is_told(instance):
         assert look("status") == "running"
         subprocess.run(["mount", "-o", "remount,size=16m", log], check=True)
         assert instance.knarr("wait", "full").out == "3\n"
-        assert instance.knarr("logs", "full").lines == [str(number) for number in range(1, 200001)]
+        assert instance.knarr("logs", "full").lines == [str(number) for number in range(1, 500001)]
         assert look("log_waiting") == ""
         rows = instance.knarr("events", "--since", began, "--no-follow", "--format", "{{.Action}}").lines
         assert [row for row in rows if row.startswith("log_")] == ["log_waiting", "log_resumed"]
     finally:
-        instance.knarr("rm", "-f", "full")
         subprocess.run(["umount", "-l", log], check=False)
+        instance.knarr("rm", "-f", "full")
