@@ -16,6 +16,7 @@ V1_CONTROLLERS = ("memory", "pids", "cpuacct", "cpu", "cpuset", "devices", "free
 V2 = "unified"
 _NO_LIMIT_V1 = 1 << 62
 _RETRIES = 40
+_FREEZE_RETRIES = 1000
 _PAUSE = 0.002
 
 
@@ -30,7 +31,7 @@ class Layout:
     controllers: tuple[str, ...] = ()
     """what can be limited"""
     cpus: str = "0"
-    """all that the root group may use, for a v1 cpuset, which starts empty"""
+    """all that the root group may use: a v1 cpuset starts empty, and a v2 one can't be emptied again"""
     mems: str = "0"
     swap: bool = False
     """swap is accounted"""
@@ -58,7 +59,13 @@ def detect(mounts: str = "/proc/self/mounts") -> Layout:
     controllers = tuple((_read(f"{v2}/cgroup.controllers") or "").split()) if v2 else ()
     if v2 and "memory" in controllers:
         return Layout(
-            version=2, roots={V2: v2}, controllers=controllers, swap=_has_swap_v2(v2), weight=_weight_v2(v2)
+            version=2,
+            roots={V2: v2},
+            controllers=controllers,
+            cpus=_read(f"{v2}/cpuset.cpus.effective") or "0",
+            mems=_read(f"{v2}/cpuset.mems.effective") or "0",
+            swap=_has_swap_v2(),
+            weight=_weight_v2(v2),
         )
     if not v1:
         return Layout(version=0, roots={})
@@ -259,16 +266,24 @@ def _kill_member(folder: str, pid: int) -> None:
 def freeze(paths: dict[str, str], *, frozen: bool) -> None:
     """Stop or continue every process of the group; returns when they have stopped (bounded)."""
     if V2 in paths:
-        write(f"{paths[V2]}/cgroup.freeze", "1" if frozen else "0")
-        return
-    state = f"{paths['freezer']}/freezer.state"
-    write(state, "FROZEN" if frozen else "THAWED")
-    for _ in range(_RETRIES):
-        if not frozen or (_read(state) or "").strip() == "FROZEN":
+        state, word = f"{paths[V2]}/cgroup.freeze", "1" if frozen else "0"
+    else:
+        state, word = f"{paths['freezer']}/freezer.state", "FROZEN" if frozen else "THAWED"
+    write(state, word)
+    for _ in range(_FREEZE_RETRIES):
+        if not frozen or _is_frozen(paths):
             return
         time.sleep(_PAUSE)
-        write(state, "FROZEN")
+        # v1 wants to be asked again
+        write(state, word)
+    freeze(paths, frozen=False)
     raise OSError(errno.EBUSY, "processes don't freeze", state)
+
+
+def _is_frozen(paths: dict[str, str]) -> bool:
+    if V2 in paths:
+        return _table(f"{paths[V2]}/cgroup.events").get("frozen") == 1
+    return (_read(f"{paths['freezer']}/freezer.state") or "").strip() == "FROZEN"
 
 
 def _mounted(mounts: str) -> tuple[dict[str, str], str]:
@@ -286,13 +301,9 @@ def _mounted(mounts: str) -> tuple[dict[str, str], str]:
     return {name: found[name] for name in V1_CONTROLLERS if name in found}, unified
 
 
-def _has_swap_v2(root: str) -> bool:
-    try:
-        return any(
-            os.path.exists(f"{root}/{name}/memory.swap.max") for name in os.listdir(root) if "." not in name
-        )
-    except OSError:
-        return False
+def _has_swap_v2() -> bool:
+    """Part of the memory controller since 5.8; the root group has no such file that could be looked for."""
+    return os.path.exists("/proc/swaps") and "swapaccount=0" not in (_read("/proc/cmdline") or "")
 
 
 def _weight_v1(root: str) -> str:

@@ -205,7 +205,8 @@ def _free_v2(layout: Layout) -> list[tuple[str, str]]:
     rows = [("memory.max", "max"), ("memory.low", "0")]
     rows += [("memory.swap.max", "max")] if layout.swap else []
     rows += [("cpu.max", f"max {CPU_PERIOD}"), ("cpu.weight", "100"), ("pids.max", "max")]
-    rows += [("cpuset.cpus", "\n"), ("cpuset.mems", "\n")]
+    # a group with processes takes no empty list
+    rows += [("cpuset.cpus", layout.cpus.strip()), ("cpuset.mems", layout.mems.strip())]
     return rows + ([(layout.weight, "100")] if layout.weight else [])
 
 
