@@ -32,7 +32,10 @@ def instance(tmp_path_factory):
         (("exec", "--samples", "2"), ("exec.container.api", "exec.container.cli")),
         (("logs", "--samples", "1"), ("logs.container.write", "logs.container.read")),
         (("throughput", "--count", "20"), ("throughput.clients8", "throughput.burst20.p99")),
-        (("density", "--count", "15"), ("density.memory", "density.life.at15", "density.remove")),
+        (
+            ("density", "--count", "15"),
+            ("density.memory", "density.life.at15", "density.remove", "memory.knarrd.idle"),
+        ),
     ],
 )
 def test_a_group(instance, words, figures):

@@ -6,9 +6,10 @@ import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from knarr.bench import image
+from knarr.bench import image, memory
 from knarr.bench.measure import Figure, Report
 from knarr.bench.start import spec, through_api
+from knarr.client import transport
 from knarr.client.client import Client
 from knarr.model.errors import Failed
 from knarr.model.workload import Isolation
@@ -20,12 +21,6 @@ WALL = Isolation.CONTAINER
 _WORKERS = 4
 _SETTLING = 3.0
 """seconds for the kernel's deferred work: link and namespace clean-up, grace periods"""
-
-
-def memory() -> dict[str, float]:
-    """/proc/meminfo in MiB."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        return {line.split(":")[0]: float(line.split()[1]) / 1024 for line in file}
 
 
 def fill(client: Client, names: list[str], count: int) -> float:
@@ -63,18 +58,28 @@ def alive(client: Client, count: int) -> None:
         raise Failed(f"{found} of {count} idle containers still run")
 
 
+def processes(client: Client, report: Report, count: int) -> None:
+    """What the engine's own processes take with so many idle workloads."""
+    status = transport.control(["status", client.root, client.run])
+    note = f"PSS with {count} idle containers"
+    for name, key in (("knarrd", "pid"), ("keeper", "keeper_pid")):
+        value = memory.pss(status[key])
+        report.add(Figure(name=f"memory.{name}.idle", value=value, unit="MiB", note=note))
+
+
 def measure(client: Client, report: Report, names: list[str], count: int) -> None:
     fill(client, names, FEW)
     few = lives(client)
     time.sleep(_SETTLING)
-    before = memory()
+    before = memory.meminfo()
     seconds = fill(client, names, count)
     time.sleep(_SETTLING)
-    after = memory()
+    after = memory.meminfo()
     added = count - FEW
     alive(client, count)
     each = (before["MemAvailable"] - after["MemAvailable"]) / added
     kernel = sum(after[key] - before[key] for key in ("Slab", "KernelStack", "PageTables", "Percpu")) / added
+    processes(client, report, count)
     report.add(Figure(name="density.memory", value=each, unit="MiB", note=f"each of {added}, MemAvailable"))
     report.add(
         Figure(name="density.memory.kernel", value=kernel, unit="MiB", note="slab, stacks, tables, percpu")

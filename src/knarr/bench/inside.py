@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-from knarr.bench import floors, image
+from knarr.bench import docker, floors, image
 from knarr.bench.measure import Report, Subject, compare, interleave, timed
 from knarr.bench.start import spec
 from knarr.client import frames
@@ -87,17 +87,19 @@ def measure(client: Client, report: Report, wall: Isolation, tree: str, count: i
     """One wall: the container beside both peers, the microVM beside the container."""
     with contextlib.ExitStack() as stack:
         name = stack.enter_context(idle(client, wall))
-        peer: Subject | None
+        peers: list[Subject | None]
         if wall is Isolation.CONTAINER:
             floor = nsenter(client.inspect(name)["pid"])
-            peer = stack.enter_context(runc(tree))
+            peers = [floor, stack.enter_context(runc(tree))]
+            dockerd = stack.enter_context(docker.private(report))
+            peers += [stack.enter_context(docker.execs(dockerd))] if dockerd else []
         else:
             other = stack.enter_context(idle(client, Isolation.CONTAINER))
-            floor, peer = None, Subject(name="container", sample=lambda: through_api(client, other))
+            peers = [Subject(name="container", sample=lambda: through_api(client, other))]
         subjects = [
             Subject(name="api", sample=lambda: through_api(client, name)),
             Subject(name="cli", sample=lambda: through_command(client, name)),
-            *(subject for subject in (floor, peer) if subject),
+            *(subject for subject in peers if subject),
         ]
         samples = interleave(subjects, count)
     for kind in ("api", "cli"):

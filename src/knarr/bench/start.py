@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
 
-from knarr.bench import floors, image, qemu
+from knarr.bench import docker, floors, image, memory, qemu
 from knarr.bench.measure import Figure, Report, Subject, compare, interleave, timed
 from knarr.client.client import Client
 from knarr.model.errors import Failed
 from knarr.model.workload import Isolation, WorkloadSpec
 
-IDLE = {Isolation.CONTAINER: 50, Isolation.MICROVM: 2}
+IDLE_CONTAINERS = 50
+IDLE_MICROVMS = 2
+ROUNDS = 3
+SETTLING = 2.0
+"""seconds for the kernel's deferred frees"""
 
 
 def spec(isolation: Isolation, *command: str) -> WorkloadSpec:
@@ -64,13 +69,15 @@ def containers(client: Client, report: Report, count: int, tree: str) -> None:
             Subject(name="cli", sample=lambda: through_command(client, wall)),
             stack.enter_context(floors.kernel_floor(*words)),
         ]
-        peer = stack.enter_context(floors.runc(tree))
-        samples = interleave([*subjects, peer] if peer else subjects, count)
+        dockerd = stack.enter_context(docker.private(report))
+        peers = [stack.enter_context(floors.runc(tree)), docker.starts(dockerd) if dockerd else None]
+        subjects += [peer for peer in peers if peer]
+        samples = interleave(subjects, count)
     report.add(compare(samples, "start.container.api", "api", "floor"))
     report.add(compare(samples, "start.container.cli", "cli", "floor"))
-    if peer:
-        report.add(compare(samples, "start.container.api.runc", "api", "runc"))
-        report.add(compare(samples, "start.container.cli.runc", "cli", "runc"))
+    for name in (subject.name for subject in subjects[3:]):
+        report.add(compare(samples, f"start.container.api.{name}", "api", name))
+        report.add(compare(samples, f"start.container.cli.{name}", "cli", name))
 
 
 @contextlib.contextmanager
@@ -116,32 +123,46 @@ def microvms(client: Client, report: Report, count: int) -> None:
     report.add(compare(samples, "start.microvm.cli", "cli", "floor"))
 
 
-def idle_memory(client: Client, report: Report, isolation: Isolation) -> None:
-    """MiB that one idle workload takes from the host, all in (MemAvailable before and after)."""
+def idle_containers(client: Client, report: Report) -> None:
+    """MiB that one idle container takes from the host, all in (MemAvailable before and after)."""
+    samples = tuple(_taken(client) for _ in range(ROUNDS))
+    # the whole host's figure: other processes' memory is in it, so their load stands beside it
+    load = f"load {os.getloadavg()[0]:.1f}"
+    value = statistics.median(samples)
+    report.add(Figure(name="memory.container.idle", value=value, unit="MiB", samples=samples, note=load))
+
+
+def _taken(client: Client) -> float:
+    before = memory.available()
+    with _idle(client, Isolation.CONTAINER, IDLE_CONTAINERS):
+        return (before - memory.available()) / IDLE_CONTAINERS
+
+
+def idle_microvms(client: Client, report: Report) -> None:
+    """MiB of one idle microVM's QEMU outside the guest's RAM."""
+    with _idle(client, Isolation.MICROVM, IDLE_MICROVMS) as names:
+        pids = [client.inspect(name)["pid"] for name in names]
+        samples = tuple(memory.pss_without_largest(pid) for pid in pids)
+        whole = statistics.median(memory.pss(pid) for pid in pids)
+    note = f"PSS of its QEMU without the guest's RAM; {whole:.0f} MiB with it"
+    value = statistics.median(samples)
+    report.add(Figure(name="memory.microvm.idle", value=value, unit="MiB", samples=samples, note=note))
+
+
+@contextlib.contextmanager
+def _idle(client: Client, isolation: Isolation, count: int) -> Iterator[list[str]]:
+    """Workloads that sleep."""
     names: list[str] = []
-    before = _available()
     try:
-        for _ in range(IDLE[isolation]):
-            name = client.create(spec(isolation, "sleep", "1000"))["id"]
-            names.append(name)
-            client.start(name)
-        time.sleep(2)  # the kernel's deferred frees settle
-        each = (before - _available()) / len(names)
+        for _ in range(count):
+            names.append(client.create(spec(isolation, "sleep", "1000"))["id"])
+            client.start(names[-1])
+        time.sleep(SETTLING)
+        yield names
     finally:
         for name in names:
             client.remove(name, force=True)
-    # the whole host's figure: other processes' memory is in it, so their load stands beside it
-    load = f"load {os.getloadavg()[0]:.1f}"
-    report.add(Figure(name=f"memory.{isolation.value}.idle", value=each / 1024, unit="MiB", note=load))
-
-
-def _available() -> float:
-    """KiB"""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return float(line.split()[1])
-    raise Failed("/proc/meminfo has no MemAvailable")
+        time.sleep(SETTLING)
 
 
 def run(client: Client, report: Report, *, samples: int, walls: tuple[Isolation, ...]) -> None:
@@ -152,7 +173,7 @@ def run(client: Client, report: Report, *, samples: int, walls: tuple[Isolation,
     if Isolation.CONTAINER in walls:
         with floors.image_tree(tree_image) as tree:
             containers(client, report, samples, tree)
-        idle_memory(client, report, Isolation.CONTAINER)
+        idle_containers(client, report)
     if Isolation.MICROVM in walls:
         microvms(client, report, max(3, samples // 5))
-        idle_memory(client, report, Isolation.MICROVM)
+        idle_microvms(client, report)
