@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ from knarr.images.store import ImageStore
 from knarr.keeper import roles
 from knarr.keeper.holder import HolderClient, listening
 from knarr.keeper.link import KeeperLink
-from knarr.kernel import cgroups, facts, process
+from knarr.kernel import cgroups, facts, libc, process
 from knarr.model.errors import KnarrError
 from knarr.model.workload import Isolation
 from knarr.networks.manager import NetworkManager
@@ -59,6 +60,9 @@ _log = logging.getLogger("knarr")
 _LOCK = "lock"
 _SERVED = "served"
 _KEEPALIVE = 75.0
+_LULL = 60.0
+_WORK = 0.5
+"""seconds of processor time in `_LULL`, after which freed memory is looked for"""
 _PATIENCE = 3.0
 """seconds that requests under way get when the daemon is asked to end"""
 
@@ -66,6 +70,7 @@ _PATIENCE = 3.0
 def main() -> int:
     root, run = sys.argv[1:3]
     process.set_name("knarrd")
+    libc.one_arena()
     os.umask(0o077)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s daemon %(levelname)s %(message)s"
@@ -105,8 +110,17 @@ async def serve(root: str, run: str) -> None:
         gc.freeze()
         # a start makes some thousand short-lived values and hardly a cycle
         gc.set_threshold(20_000, 20, 20)
+        _keep_small(loop)
         await stopped.wait()
         _log.info("ending")
+
+
+def _keep_small(loop: asyncio.AbstractEventLoop, worked: float = 0.0) -> None:
+    """What a pull or a thousand workloads needed goes back to the host once they are done with."""
+    now = time.process_time()
+    if now - worked > _WORK:
+        libc.trim()
+    loop.call_later(_LULL, _keep_small, loop, now)
 
 
 def _first_to_serve(holder: HolderClient) -> bool:
