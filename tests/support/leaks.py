@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _ALIVE = ("starting", "running", "paused", "stopping")
-_OF_INSTANCE = ("mnt", "ro", "lock", "served", "lock/network")
+_OF_INSTANCE = ("mnt", "ro", "lock", "lock/instance", "served", "lock/network")
 _LOCKS = "/run/lock/knarr"
 
 
@@ -85,10 +85,10 @@ def left(root: str, run: str, instance: str) -> list[str]:
     leaks += [f"control group: {path}" for path in glob.glob(f"/sys/fs/cgroup/knarr_{instance}")]
     leaks += [f"link: {name}" for name in os.listdir("/sys/class/net") if name.startswith(f"kn{instance}")]
     leaks += [f"nft table: {name}" for name in _tables() if name == f"knarr_{instance}"]
-    for path in glob.glob(f"{_LOCKS}/pool-*"):
+    for path in (*glob.glob(f"{_LOCKS}/pool-*"), *glob.glob(f"{_LOCKS}/ids-*")):
         with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
             if file.read() == instance:
-                leaks.append(f"address pool: {path}")
+                leaks.append(f"claim: {path}")
     return leaks + _loops(root)
 
 
@@ -237,7 +237,7 @@ def _names(view: View) -> None:
     }
     for name in view.held:
         kind, _, rest = name.partition("/")
-        if name in _OF_INSTANCE or name in ports or kind in ("dns", "sock"):
+        if name in _OF_INSTANCE or name in ports or kind in ("dns", "sock") or name.startswith("lock/ids/"):
             if name.startswith("sock/port/") and name not in ports:
                 view.tell("descriptor", [name])
         elif rest.partition("/")[0].partition(".")[0] not in view.alive:

@@ -51,10 +51,8 @@ class HolderClient:
 
     def put_all(self, named: dict[str, int]) -> None:
         """Several in one go: the requests are sent before the first answer is waited for."""
-        for name, fd in named.items():
-            self._send(("put", name), fd)
-        answers = [self._answer() for _ in named]
-        for name, (words, _) in zip(named, answers, strict=True):
+        answers = self._call_all([(("put", name), fd) for name, fd in named.items()])
+        for name, words in zip(named, answers, strict=True):
             _check(("put", name), words)
 
     def get(self, name: str) -> int | None:
@@ -66,10 +64,7 @@ class HolderClient:
         return int(self._call(("del", pattern))[0][1])
 
     def delete_all(self, patterns: Words) -> None:
-        for pattern in patterns:
-            self._send(("del", pattern), None)
-        for _ in patterns:
-            self._answer()
+        self._call_all([(("del", pattern), None) for pattern in patterns])
 
     def list(self, prefix: str = "") -> Words:
         names: Words = []
@@ -124,6 +119,17 @@ class HolderClient:
         answer, received = self._answer()
         _check(words, answer)
         return answer, received
+
+    def _call_all(self, requests: list[tuple[tuple[str, ...], int | None]]) -> list[Words]:
+        """All are sent before the first answer is waited for; every one that was sent is waited for."""
+        sent = 0
+        try:
+            for words, fd in requests:
+                self._send(words, fd)
+                sent += 1
+        finally:
+            answers = [self._answer()[0] for _ in range(sent)]
+        return answers
 
     def _send(self, words: tuple[str, ...], fd: int | None) -> None:
         try:

@@ -96,16 +96,17 @@ class Journal:
     def withdrawn(self, key: str) -> None:
         """Its outside steps are undone."""
         if self.intents.pop(key, None) is not None:
-            self._append(["F", key])
+            self._strike(key)
 
     def started(self, entry: Entry) -> None:
         """Raises OSError, with nothing written, when the disk has no room for it up to its end."""
         record = entry.records()[0]
-        if self.intents.pop(entry.key, None) is not None:
+        if entry.key in self.intents:
             record[4] = None
         line = _line(record)
         self._reserve(self._file, self._size, len(line) + _rest(entry))
         self._put(line)
+        self.intents.pop(entry.key, None)
         self._owed += _rest(entry)
         self.entries[entry.key] = entry
 
@@ -120,7 +121,7 @@ class Journal:
     def forgotten(self, entry: Entry) -> None:
         if self.entries.pop(entry.key, None) is not None:
             self._owed -= _rest(entry)
-        self._append(["F", entry.key])
+        self._strike(entry.key)
 
     def compact(self) -> None:
         """Write anew what still counts; whole or not at all."""
@@ -143,6 +144,13 @@ class Journal:
             os.close(self._file)
         self._file, self._size = fd, len(data)
         self._limit = max(_COMPACT, 3 * self._size)
+
+    def _strike(self, key: str) -> None:
+        """What the file keeps too long does no harm: the daemon has it forgotten again."""
+        try:
+            self._append(["F", key])
+        except OSError:
+            self._limit = 0
 
     def _append(self, record: list[Any]) -> None:
         self._put(_line(record))

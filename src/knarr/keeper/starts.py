@@ -210,8 +210,13 @@ class Starts:
     def _keep(self, workload_id: str, streams: Streams) -> None:
         if not streams.kept:
             return
-        self._holder.put_all(streams.kept)
         prefix = f"log/{workload_id}/"
+        try:
+            self._holder.put_all(streams.kept)
+        except (OSError, KnarrError):
+            # the mover, which lets go of the others, never hears of these
+            self._holder.delete(f"{prefix}*")
+            raise
         logged = {
             name.removeprefix(prefix): fd for name, fd in streams.kept.items() if name.startswith(prefix)
         }
