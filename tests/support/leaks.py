@@ -237,7 +237,7 @@ def _names(view: View) -> None:
     }
     for name in view.held:
         kind, _, rest = name.partition("/")
-        if name in _OF_INSTANCE or name in ports or kind in ("dns", "sock") or name.startswith("lock/ids/"):
+        if name in _OF_INSTANCE or name in ports or kind in ("dns", "lock", "sock"):
             if name.startswith("sock/port/") and name not in ports:
                 view.tell("descriptor", [name])
         elif rest.partition("/")[0].partition(".")[0] not in view.alive:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import collections
 import os
 import socket
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from knarr.keeper import protocol
 from knarr.kernel import fds as descriptors
 from knarr.model.errors import Failed, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _TIMEOUT = 10.0
 
@@ -120,7 +123,7 @@ class HolderClient:
         _check(words, answer)
         return answer, received
 
-    def _call_all(self, requests: list[tuple[tuple[str, ...], int | None]]) -> list[Words]:
+    def _call_all(self, requests: Iterable[tuple[tuple[str, ...], int | None]]) -> tuple[Words, ...]:
         """All are sent before the first answer is waited for; every one that was sent is waited for."""
         sent = 0
         try:
@@ -128,7 +131,7 @@ class HolderClient:
                 self._send(words, fd)
                 sent += 1
         finally:
-            answers = [self._answer()[0] for _ in range(sent)]
+            answers = tuple(self._answer()[0] for _ in range(sent))
         return answers
 
     def _send(self, words: tuple[str, ...], fd: int | None) -> None:
