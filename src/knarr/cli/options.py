@@ -135,7 +135,8 @@ def parse(options: Sequence[Option], words: Sequence[str], *, intermixed: bool =
 class _Parser:
     def __init__(self, options: Sequence[Option]) -> None:
         self.found = Arguments(options)
-        self.by_name = {name: option for option in options for name in option.names}
+        # the first one wins: -h is a host name where a command has one, and help elsewhere
+        self.by_name = {name: option for option in reversed(options) for name in option.names}
 
     def long(self, word: str, rest: list[str]) -> None:
         name, equals, value = word.partition("=")
