@@ -159,3 +159,10 @@ def test_detach_keys_leave_it_running(wall: Wall) -> None:
             terminal.type(b"\x10\x11")
             terminal.finish()
         assert wall.knarr("ps", "--format", "{{.Names}}").out.count(name) == 1
+
+
+def test_a_relative_working_directory_is_refused(wall: Wall, box: str) -> None:
+    result = wall.exec(box, "pwd", opts=("-w", "tmp"))
+    assert result.code != 0
+    assert "the working directory 'tmp' is not absolute" in result.err
+    assert "hint: such as /tmp" in result.err

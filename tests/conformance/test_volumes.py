@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import uuid
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,6 @@ from conformance.harness import IMAGE, Wall
 from support.images import Member, busybox_archive, folder, hardlink, symlink
 
 if TYPE_CHECKING:
-    import pathlib
     from collections.abc import Iterator
 
     from conformance.harness import Instance
@@ -189,3 +189,33 @@ def test_a_failed_creation_leaves_no_volume(wall: Wall, box: str) -> None:
     result = wall.knarr("create", "--name", box, "--isolation", wall.isolation, "-v", "/x", IMAGE, "true")
     assert result.code == 125
     assert volumes(wall) == before
+
+
+@pytest.mark.smoke
+def test_files_of_a_stopped_ones_mounts_are_copied(wall: Wall, volume: str, tmp_path: pathlib.Path) -> None:
+    bound, single = tmp_path / "bound", tmp_path / "single"
+    bound.mkdir()
+    (bound / "here").write_text("bound")
+    single.write_text("one file")
+    opts = ("-v", f"{volume}:/v/deep", "-v", f"{bound}:/b:ro", "-v", f"{single}:/etc/single")
+    name = wall.create("true", opts=opts)
+    try:
+        (tmp_path / "new").write_text("new")
+        wall.knarr("cp", str(tmp_path / "new"), f"{name}:/v/deep/file", check=True)
+        assert pathlib.Path(inspect(wall, volume)["mountpoint"], "file").read_text() == "new"
+        wall.knarr("cp", f"{name}:/v/deep", str(tmp_path / "copy"), check=True)
+        assert (tmp_path / "copy" / "file").read_text() == "new"
+        wall.knarr("cp", f"{name}:/b/here", str(tmp_path / "there"), check=True)
+        assert (tmp_path / "there").read_text() == "bound"
+        wall.knarr("cp", f"{name}:/etc/single", str(tmp_path / "again"), check=True)
+        assert (tmp_path / "again").read_text() == "one file"
+        (tmp_path / "into").mkdir()
+        wall.knarr("cp", f"{name}:/b", str(tmp_path / "into"), check=True)
+        assert (tmp_path / "into" / "b" / "here").read_text() == "bound"
+        refused = wall.knarr("cp", str(tmp_path / "new"), f"{name}:/b/here")
+        assert refused.code == 1
+        assert "/b is mounted read-only" in refused.err
+        outside = wall.knarr("cp", f"{name}:/v/deep/../../../etc/shadow-of-the-host", "-")
+        assert outside.code == 1
+    finally:
+        wall.knarr("rm", "-f", name)

@@ -15,7 +15,18 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from knarr.engine import acts, changes, logdrivers, merge, network, processes, sharing, validate, views
+from knarr.engine import (
+    acts,
+    changes,
+    logdrivers,
+    merge,
+    mountfiles,
+    network,
+    processes,
+    sharing,
+    validate,
+    views,
+)
 from knarr.engine.driver import Closing, Provisioner, Workload
 from knarr.engine.jobs import Job
 from knarr.engine.streams import ExecTerminal
@@ -312,11 +323,18 @@ class Engine:
 
     async def stat_path(self, text: str, path: str) -> PathStat:
         w = self.find(text).w
-        return await self.life.driver(w).stat_path(w, _clean(path))
+        place = mountfiles.find(w, _clean(path))
+        if place is not None:
+            return await mountfiles.stat_path(w, place)
+        return await self.life.driver(w).stat_path(w, path)
 
     async def archive_get(self, text: str, path: str, write: Callable[[bytes], Awaitable[None]]) -> None:
         w = self.find(text).w
-        await self.life.driver(w).archive_get(w, _clean(path), write)
+        place = mountfiles.find(w, _clean(path))
+        if place is not None:
+            await mountfiles.get(w, place, write)
+        else:
+            await self.life.driver(w).archive_get(w, path, write)
 
     async def export(self, text: str, write: Callable[[bytes], Awaitable[None]]) -> None:
         """A tar of the whole root, without what is mounted in it."""
@@ -325,9 +343,13 @@ class Engine:
 
     async def archive_put(self, text: str, path: str, read: Callable[[], Awaitable[bytes]]) -> None:
         w = self.find(text).w
+        place = mountfiles.find(w, _clean(path))
+        if place is not None:
+            await mountfiles.put(w, place, read)
+            return
         if w.spec.read_only:
             raise Conflict(f"workload {w.name!r} has a read-only root", hint="copy into a mount instead")
-        await self.life.driver(w).archive_put(w, _clean(path), read)
+        await self.life.driver(w).archive_put(w, path, read)
 
     def _running(self, text: str) -> Entry:
         entry = self.find(text)

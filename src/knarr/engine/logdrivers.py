@@ -76,14 +76,18 @@ def _check(driver: str, key: str, value: str) -> None:
 
 
 def make(run: str, w: Workload) -> None:
-    """Its log folder. What is not to be kept lies in RUN, which is memory on most hosts. Raises OSError."""
+    """Its log folder, which may be there, but empty. What is not to be kept lies in RUN, which is memory on
+    most hosts. Raises OSError.
+    """
     folder = os.path.join(w.dir, "log")
     wanted = rotation(w.spec.log)
     if w.spec.log.driver == NONE:
+        if os.path.isdir(folder):
+            os.rmdir(folder)
         os.symlink(os.path.join(run, "unseen", w.id), folder)
         renew(w)
         return
-    os.mkdir(folder, 0o700)
+    os.makedirs(folder, 0o700, exist_ok=True)
     if wanted.max_size:
         logfiles.set_rotation(folder, wanted)
 

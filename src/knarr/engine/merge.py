@@ -47,6 +47,7 @@ def merge_exec(spec: ExecSpec, main: Process, all_capabilities: tuple[str, ...])
     """One more process beside `main`: its environment, folder and user unless the exec says otherwise."""
     if not spec.args:
         raise Invalid("exec needs a command")
+    require_absolute(spec.workdir)
     env = list(main.env)
     if spec.tty and not any(item.startswith("TERM=") for item in env):
         env.append("TERM=xterm")
@@ -89,6 +90,12 @@ def environment(own: tuple[str, ...], image: tuple[str, ...], hostname: str, *, 
     if tty:
         defaults.append("TERM=xterm")
     return _override(_override(defaults, image), own)
+
+
+def require_absolute(path: str | None) -> None:
+    """A user's working directory; docker refuses a relative one as well. Raises `Invalid`."""
+    if path and not path.startswith("/"):
+        raise Invalid(f"the working directory {path[:200]!r} is not absolute", hint=f"such as /{path[:200]}")
 
 
 def working_folder(path: str) -> str:

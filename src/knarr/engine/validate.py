@@ -40,10 +40,7 @@ def spec(value: WorkloadSpec) -> WorkloadSpec:
     for what, items in (("env", value.env), ("command", value.command or ()), ("groups", value.groups)):
         if len(items) > _MAX_ITEMS:
             raise Invalid(f"{what} has {len(items)} entries", hint=f"at most {_MAX_ITEMS}")
-    if value.workdir and not value.workdir.startswith("/"):
-        raise Invalid(
-            f"the working directory {value.workdir!r} is not absolute", hint=f"such as /{value.workdir}"
-        )
+    merge.require_absolute(value.workdir)
     if value.stop_signal:
         merge.parse_signal(value.stop_signal)
     if value.stop_timeout < -1:

@@ -75,8 +75,10 @@ def pack(
     *,
     layer: bool = False,
     ids: IdMap | None = None,
+    base: str | None = None,
 ) -> None:
-    """Write a tar (pax) of `path` and all below it, named by its last component (`.` after a final `/.`).
+    """Write a tar (pax) of `path` and all below it, named by its last component (`.` after a final `/.`), or
+    `base`.
 
     `layer`: it is an overlay's upper folder, whose marks on opaque folders are wanted as well. `ids`: of
     the user namespace that the root belongs to; owners are told as inside.
@@ -84,7 +86,7 @@ def pack(
     source = _open_source(root, path)
     writer = _Writer(write, (*_CARRIED, "trusted.overlay.opaque") if layer else _CARRIED, ids)
     try:
-        writer.add(source, _base(path), 0)
+        writer.add(source, base or _base(path), 0)
     finally:
         os.close(source)
     writer.finish()

@@ -32,8 +32,15 @@ async def stat_path(root: int, name: str, path: str) -> PathStat:
 
 
 async def get(
-    root: int, name: str, path: str, write: Callable[[bytes], Awaitable[None]], *, ids: IdMap | None = None
+    root: int,
+    name: str,
+    path: str,
+    write: Callable[[bytes], Awaitable[None]],
+    *,
+    ids: IdMap | None = None,
+    base: str | None = None,
 ) -> None:
+    """`base`: what the first entry is called instead of the path's last component."""
     loop = asyncio.get_running_loop()
 
     def push(data: bytes) -> None:
@@ -41,7 +48,7 @@ async def get(
 
     from knarr.kernel import archive
 
-    await _in_thread(name, path, lambda: archive.pack(root, path, push, ids=ids))
+    await _in_thread(name, path, lambda: archive.pack(root, path, push, ids=ids, base=base))
 
 
 async def export(root: int, name: str, write: Callable[[bytes], Awaitable[None]], *, layer: bool) -> None:
