@@ -84,3 +84,23 @@ def test_exec_cant_be_looked_into(running):
     """The joining process isn't dumpable, so the workload's root can't open its memory or executable."""
     result = run_in(running, "sh", "-c", "ls -l /proc/1/exe")
     assert "busybox" in result.out
+
+
+WATCH = """
+while :; do
+  for p in /proc/[0-9]*; do
+    while read -r line; do case $line in *python*) echo "$p has $line";; esac; done < $p/maps
+  done
+done 2>/dev/null
+"""
+
+
+def test_no_memory_of_the_keeper_is_in_reach_of_a_debugger_inside(box):
+    """With SYS_PTRACE even what isn't dumpable can be read: what joins must have nothing of the keeper's."""
+    given = box.given("sh", "-c", WATCH, security=Security(cap_add=("SYS_PTRACE",)))
+    with contextlib.closing(box.start(given)) as watcher:
+        watcher.given = given
+        for _ in range(30):
+            assert run_in(watcher, "true").code == 0
+        os.kill(watcher.pid, 9)
+        assert watcher.finish().out == ""

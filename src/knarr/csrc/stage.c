@@ -19,7 +19,7 @@
 
 #include "stage/stage.h"
 
-enum { PACKET = 65536, PASSED = 253, NEVER_BEGAN = 253 };
+enum { PACKET = 65536, PASSED = 253, NEVER_BEGAN = 253, NOT_EXECUTABLE = 126 };
 
 struct identity identity;
 
@@ -58,6 +58,14 @@ int64_t number(struct reader *r) {
     return value;
 }
 
+int64_t items(struct reader *r) {
+    int64_t count = number(r);
+    /* each takes some bytes: who says more than there can be gets none */
+    if (count >= 0 && count <= r->end - r->at) return count;
+    r->broken = 1;
+    return 0;
+}
+
 const char *bytes(struct reader *r, size_t *size) {
     uint32_t length = 0;
     const char *found = piece(r, sizeof length);
@@ -73,8 +81,7 @@ const char *text(struct reader *r) {
 }
 
 const char **texts(struct reader *r, size_t more) {
-    int64_t count = number(r);
-    if (count < 0 || count > r->end - r->at) count = 0, r->broken = 1;
+    int64_t count = items(r);
     const char **list = calloc(count + more + 1, sizeof *list);
     if (!list) return NULL;
     for (int64_t i = 0; i < count; i++) list[i] = text(r);
@@ -189,7 +196,7 @@ static struct reader receive_plan(int channel, int *fds, size_t *count) {
 }
 
 static int name_received(struct reader *plan, const int *fds, size_t count) {
-    if ((size_t)number(plan) != count) return refuse(EPROTO, "", "names and descriptors differ in number");
+    if ((size_t)items(plan) != count) return refuse(EPROTO, "", "names and descriptors differ in number");
     for (size_t i = 0; i < count; i++)
         if (name_fd(text(plan), fds[i])) return -1;
     return 0;
@@ -237,7 +244,7 @@ static int run_step(const char *name, struct reader *fields) {
 }
 
 static const char *run_steps(struct reader *plan) {
-    for (int64_t left = number(plan); left > 0; left--) {
+    for (int64_t left = items(plan); left > 0; left--) {
         const char *name = text(plan);
         size_t size;
         struct reader fields = {.at = bytes(plan, &size)};
@@ -284,7 +291,9 @@ int main(int argc, char **argv) {
     int fds[PASSED];
     size_t count = 0;
     /* before anything that somebody in a workload's namespace could want to look at */
-    if (prctl(PR_SET_DUMPABLE, 0) || argc < 2) return NEVER_BEGAN;
+    if (prctl(PR_SET_DUMPABLE, 0)) return NEVER_BEGAN;
+    /* a script of an image names /proc/self/exe as its interpreter */
+    if (argc < 2 || strcmp(argv[0], "stage")) return NOT_EXECUTABLE;
     int channel = atoi(argv[1]);
     fcntl(channel, F_SETFD, FD_CLOEXEC);
     if (argc == 5) be_born(channel, argv + 2);

@@ -1,32 +1,34 @@
-"""One start in flight: pipes, the outside steps, the clone, and the conversation with the child.
+"""One start in flight: pipes, the outside steps, the clone, and the conversation with the child, `stage`.
 
-    child  → keeper   fd NAME + descriptor         the pty's master
-    keeper → child    go                           after the journal's record; end of file = no keeper: exit
-    keeper → child    kept                         what was sent up is safe in the holder (if anything was)
-    child  → keeper   error {step, errno, text}    a step or the exec failed; the child exits 127 or 126
-    (end of file)                                  the program runs
+    keeper → child    the plan + its descriptors     after the journal's record; end of file = no keeper: exit
+    child  → keeper   fd NAME + descriptor           the pty's master
+    keeper → child    kept                           what was sent up is safe in the holder (if anything was)
+    child  → keeper   error STEP ERRNO PATH REASON   a step or the exec failed; the child exits 127 or 126
+    (end of file)                                    the program runs
 
-Out of scope: who asked and who is told (`keeper.main`), what the steps do (`kernel.steps`).
+Words are separated by NUL. Out of scope: who asked and who is told (`keeper.supervisor`), what the steps do
+(csrc/stage).
 """
 
 from __future__ import annotations
 
-import errno
-import gc
-import json
 import os
 import signal
 import socket
-from typing import Any, NoReturn
+from typing import Any
 
 from knarr.kernel import fds as descriptors
-from knarr.kernel import process
-from knarr.kernel.plan import Context, Plan, Step
+from knarr.kernel import plan as plans
+from knarr.kernel import spawn
+from knarr.kernel.plan import Context, Outside, Plan
 
 NEVER_BEGAN = 253
 """the exit code of a child whose keeper died before `go`: the program never ran"""
 
 _PACKET = 16384
+_PIECE = 60000
+"""of a plan: what a socket takes in one packet without asking for memory in one piece"""
+_SO_SNDBUFFORCE = 32
 
 
 class StepFailed(Exception):
@@ -80,8 +82,11 @@ class Launch:
         self.streams = streams
         self.pid = 0
         self.failure: StepFailed | None = None
-        self._done: list[Step] = []
+        self._done: list[Outside] = []
         self._channel: socket.socket | None = None
+        self._message = b""
+        self._sent: list[int] = []
+        self._null = -1
 
     def fileno(self) -> int:
         return self.channel.fileno()
@@ -94,21 +99,35 @@ class Launch:
 
     def begin(self, null: int, *, pid_namespace: int | None = None) -> None:
         """Outside steps, then the clone. Raises `StepFailed` with everything taken back."""
+        self._null = null
         try:
             self._outside()
-            self._clone(null, pid_namespace)
-        except StepFailed:
+            self._say()
+            self._clone(pid_namespace)
+        except BaseException:
             self.abandon()
             raise
-        finally:
-            self._close_childs(null)
 
     def go(self) -> None:
         """Let the child proceed. A child that is gone already shows as an end of file."""
-        self._tell(b"go")
+        size = len(self._message)
+        if size > _PIECE:
+            self.channel.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 4 * size)
+        fds = self._sent
+        try:
+            for start in range(0, size, _PIECE):
+                descriptors.send_fds(self.channel, self._message[start : start + _PIECE], fds)
+                fds = []
+        except ConnectionError:
+            pass
+        self._message = b""
+        self._close_childs()
 
     def kept(self) -> None:
-        self._tell(b"kept")
+        try:
+            self.channel.send(b"kept", socket.MSG_NOSIGNAL)
+        except ConnectionError:
+            pass
 
     def read(self) -> list[tuple[str, int]] | None:
         """What the child sent up: descriptors by name, or None when it is done: look at `failure`.
@@ -121,11 +140,11 @@ class Launch:
             data, fds = b"", []
         if not data:
             return None
-        message = json.loads(data)
-        if "fd" in message and fds:
-            return [(message["fd"], fds[0])]
+        kind, *words = map(os.fsdecode, data.split(b"\0"))
+        if kind == "fd" and fds:
+            return [(words[0], fds[0])]
         descriptors.close_all(fds)
-        self.failure = StepFailed(message["step"], OSError(message["errno"], message["message"]))
+        self.failure = _failure(words)
         return None
 
     def finish(self) -> None:
@@ -141,6 +160,7 @@ class Launch:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
             self.pid = 0
+        self._close_childs()
         self.streams.close()
         undo(self._done, self.context)
         self._done = []
@@ -154,39 +174,53 @@ class Launch:
                 self._done.pop()
                 raise StepFailed(type(step).__name__, error) from error
 
-    def _clone(self, null: int, pid_namespace: int | None) -> None:
+    def _say(self) -> None:
+        """Put the plan into bytes, before there is a process: what can't be said fails now."""
+        found = {name: fd for name, fd in self.context.fds.items() if fd >= 0 and name != "cgroup"}
+        found["null"] = self._null
+        self._sent = list(found.values())
+        try:
+            self._message = plans.for_stage(self.plan, tuple(found))
+        except plans.StepUnsaid as error:
+            raise StepFailed(error.step, error.error) from error
+
+    def _clone(self, pid_namespace: int | None) -> None:
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             raise StepFailed("clone", error) from error
         self._channel = ours
+        flags, cgroup = self.plan.clone_flags, self.context.fds.get("cgroup")
+        helper = 0
         try:
-            cgroup = self.context.fds.get("cgroup")
-            self.pid = process.spawn(self.plan.clone_flags, pid_namespace=pid_namespace, cgroup=cgroup)
+            if pid_namespace is None:
+                self.pid = spawn.spawn(theirs.fileno(), flags, cgroup=cgroup)
+            else:
+                helper = spawn.spawn_into(theirs.fileno(), pid_namespace, flags, cgroup=cgroup)
         except OSError as error:
             raise StepFailed("clone", error) from error
         finally:
-            if self.pid:
-                theirs.close()
-        if self.pid == 0:
-            ours.close()
-            _child(self.plan, self.context, theirs, null)
+            theirs.close()
+        if helper:
+            self._meet(helper)
         ours.setblocking(False)
 
-    def _close_childs(self, null: int) -> None:
-        mine = {null, *self.streams.kept.values()}
+    def _meet(self, helper: int) -> None:
+        kind, *words = map(os.fsdecode, self.channel.recv(_PACKET).split(b"\0"))
+        os.waitpid(helper, 0)
+        if kind != "pid":
+            raise _failure(words)
+        self.pid = int(words[0])
+
+    def _close_childs(self) -> None:
+        mine = {self._null, *self.streams.kept.values()}
         descriptors.close_all([fd for fd in set(self.context.fds.values()) if fd not in mine])
         self.context.fds = {}
+        self._sent = []
         self.streams.child = {}
 
-    def _tell(self, text: bytes) -> None:
-        try:
-            self.channel.send(text, socket.MSG_NOSIGNAL)
-        except ConnectionError:
-            pass
 
-
-def undo(steps: list[Step] | tuple[Step, ...], context: Context) -> OSError | None:
+def undo(steps: list[Outside] | tuple[Outside, ...], context: Context) -> OSError | None:
     """Undo in reverse, all of them whatever fails; the first failure is returned."""
     failure: OSError | None = None
     for step in reversed(steps):
@@ -197,65 +231,13 @@ def undo(steps: list[Step] | tuple[Step, ...], context: Context) -> OSError | No
     return failure
 
 
-# the child: no way out of here but _exit and exec
-
-
-def _child(plan: Plan, context: Context, channel: socket.socket, null: int) -> NoReturn:
-    current: Step | None = None
-    code = 127
-    try:
-        gc.disable()
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        _expect(channel, b"go")
-        for item in plan.inside:
-            current = item
-            item.execute(context)
-        current = None
-        _send_up(context, channel)
-        _execute(plan, context, channel, null)
-    except OSError as error:
-        code = 127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126
-        _complain(channel, current, error)
-    except BaseException as error:
-        code = 126
-        _complain(channel, current, OSError(0, f"{type(error).__name__}: {error}"))
-    finally:
-        os._exit(code)
-    raise AssertionError("unreachable")
-
-
-def _expect(channel: socket.socket, word: bytes) -> None:
-    if channel.recv(16) != word:
-        os._exit(NEVER_BEGAN)
-
-
-def _send_up(context: Context, channel: socket.socket) -> None:
-    for name, fd in context.send:
-        descriptors.send_fds(channel, json.dumps({"fd": name}).encode(), (fd,))
-        # it must not get lost with a keeper that dies now: a pty without a master hangs its programs up
-        _expect(channel, b"kept")
-
-
-def _execute(plan: Plan, context: Context, channel: socket.socket, null: int) -> NoReturn:
-    numbers = {number: context.fds.get(name, null) for name, number in plan.fds.items()}
-    for number in (0, 1, 2):
-        numbers.setdefault(number, null)
-    env = plan.env
-    if context.home and not any(item.startswith("HOME=") for item in env):
-        env = (*env, f"HOME={context.home}")
-    process.execute(plan.argv, env, numbers, channel, reaper=context.fds.get("init"))
-
-
-def _complain(channel: socket.socket, step: Step | None, error: OSError) -> None:
-    name = type(step).__name__ if step is not None else "exec"
-    message = {"step": name, "errno": error.errno or 0, "message": _text(error)[:4000]}
-    try:
-        channel.send(json.dumps(message).encode(), socket.MSG_NOSIGNAL)
-    except OSError:
-        pass
+def _failure(words: list[str]) -> StepFailed:
+    """What `stage` said of it; one that is gone without a word was killed."""
+    if len(words) != 4:
+        return StepFailed("clone", OSError(0, "the process ended before its program began"))
+    step, code, path, reason = words
+    number = int(code)
+    return StepFailed(step, OSError(number, reason or os.strerror(number), path or None))
 
 
 def _text(error: OSError) -> str:

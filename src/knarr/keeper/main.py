@@ -21,7 +21,7 @@ from typing import NoReturn
 from knarr.keeper import roles
 from knarr.keeper.holder import HolderClient
 from knarr.keeper.supervisor import Keeper
-from knarr.kernel import libc, mounts, namespaces, process
+from knarr.kernel import libc, mounts, namespaces, process, spawn
 
 _INSIDE = "inside"
 
@@ -33,6 +33,10 @@ def main() -> int:
     if stage != [_INSIDE]:
         _execute_read_only(holder, root, run)
     os.chdir("/")
+    # a child shares this memory until its exec
+    process.set_dumpable(on=False)
+    # while the interpreter's mounts are the read-only ones
+    spawn.program()
     mnt = holder.get("mnt")
     if mnt is None:
         raise AssertionError("the first stage made the mount namespace")

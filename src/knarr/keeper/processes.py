@@ -10,7 +10,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from knarr.kernel import process
+from knarr.kernel import process, spawn
 
 if TYPE_CHECKING:
     from knarr.keeper.journal import Entry
@@ -79,10 +79,11 @@ def wait_for_programs(entries: list[Entry]) -> None:
     """Wait, within bounds, until children that a dead keeper left before their exec have become
     a program or ended.
     """
-    mine = _program("self")
+    stage = os.stat(spawn.program())
+    before = (stage.st_dev, stage.st_ino)
     end = time.monotonic() + _PATIENCE
     for entry in entries:
-        while time.monotonic() < end and alive(entry) and _program(str(entry.pid)) == mine:
+        while time.monotonic() < end and alive(entry) and _program(str(entry.pid)) == before:
             time.sleep(0.002)
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from contextlib import ExitStack
 
-from knarr.kernel import namespaces, process
+from knarr.kernel import namespaces, spawn
 
 Extents = tuple[tuple[int, int, int], ...]
 
@@ -18,22 +19,23 @@ Extents = tuple[tuple[int, int, int], ...]
 def make(uids: Extents, gids: Extents, *, network: bool) -> dict[str, int]:
     """`userns` and, if wanted, `netns`. Raises OSError."""
     flags = namespaces.CLONE_NEWUSER | (namespaces.CLONE_NEWNET if network else 0)
-    pid = process.clone(flags)
-    if pid == 0:
-        _wait_for_the_end()
-    try:
-        with ExitStack() as undo:
-            for name, extents in (("uid_map", uids), ("gid_map", gids)):
-                _write_map(f"/proc/{pid}/{name}", extents)
-            found = {}
-            for name, kind in (("userns", "user"), ("netns", "net"))[: 1 + network]:
-                found[name] = namespaces.open_namespace(kind, pid)
-                undo.callback(os.close, found[name])
-            undo.pop_all()
-            return found
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        # it waits for a plan that never comes
+        pid = spawn.spawn(theirs.fileno(), flags)
+        try:
+            with ExitStack() as undo:
+                for name, extents in (("uid_map", uids), ("gid_map", gids)):
+                    _write_map(f"/proc/{pid}/{name}", extents)
+                found = {}
+                for name, kind in (("userns", "user"), ("netns", "net"))[: 1 + network]:
+                    found[name] = namespaces.open_namespace(kind, pid)
+                    undo.callback(os.close, found[name])
+                undo.pop_all()
+                return found
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def _write_map(path: str, extents: Extents) -> None:
@@ -46,14 +48,3 @@ def _write_map(path: str, extents: Extents) -> None:
         raise
     finally:
         os.close(fd)
-
-
-def _wait_for_the_end() -> None:
-    try:
-        process.set_dumpable(on=False)
-        process.die_with_parent()
-        signal.set_wakeup_fd(-1)
-        while True:
-            signal.pause()
-    finally:
-        os._exit(1)

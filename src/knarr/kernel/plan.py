@@ -1,13 +1,16 @@
-"""The launch plan: frozen steps that a daemon decides on and the keeper executes.
+"""The launch plan: frozen steps that a daemon decides on, the keeper and the program `stage` carry out.
 
 A plan is pure data: `containers.plan` and `machines.plan` build it, `knarr run --plan` prints it with
-`describe`, and it crosses the keeper's socket as JSON. Out of scope: deciding anything (the planners do), and
-the order of the conversation between keeper and child (`keeper.main`).
+`describe`, it crosses the keeper's socket as JSON, and its inside part goes to `stage` in bytes
+(`for_stage`). Out of scope: deciding anything (the planners do), what inside steps do (csrc/stage), and the
+order of the conversation between keeper and child (`keeper.launch`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
+import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,32 +20,40 @@ from knarr.model.errors import Invalid
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+Wire = str | bytes | int | tuple["Wire", ...]
+"""what crosses to `stage`: a bool is an int"""
+
 
 @dataclass(slots=True)
 class Context:
-    """What executing steps share: one object in the keeper for `outside`, one in the child for `inside`."""
+    """What outside steps share."""
 
     fds: dict[str, int] = field(default_factory=dict)
     """open descriptors by name: those that came with the request, and those that steps opened"""
     run: str = ""
-    """the instance's RUN folder; only `outside` steps and steps before the pivot may use paths below it"""
-    uid: int = 0
-    gid: int = 0
-    groups: tuple[int, ...] = ()
-    home: str = ""
-    send: list[tuple[str, int]] = field(default_factory=list)
-    """(name, fd) that the child hands up to the keeper before it executes the program: a pty's master"""
+    """the instance's RUN folder"""
     mount_image: Callable[[str, str, str], None] | None = None
     """the keeper's book of image mounts: (tree id, tree, pool)"""
 
 
 class Step:
-    """One small act. `execute` raises OSError; `undo` (outside steps only) must succeed when repeated."""
+    """One small act: an `Outside` step of the keeper's, or one that `stage` has a function for."""
 
     __slots__ = ()
 
     def describe(self) -> str:
         raise NotImplementedError
+
+    def wire(self) -> tuple[Wire, ...]:
+        """The fields as `stage` reads them. Raises OSError for what can't be said to it."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return tuple(getattr(self, item.name) for item in fields)
+
+
+class Outside(Step):
+    """Carried out by the keeper: `execute` raises OSError, `undo` must succeed when repeated."""
+
+    __slots__ = ()
 
     def execute(self, context: Context) -> None:
         raise NotImplementedError
@@ -57,16 +68,16 @@ class Plan:
 
     kinds: ClassVar[dict[str, type[Step]]] = {}
 
-    outside: tuple[Step, ...] = ()
+    outside: tuple[Outside, ...] = ()
     """run by the keeper before the clone (cgroup folders, image mounts); undone in reverse on failure, and
     after the workload's end"""
     clone_flags: int = 0
     """CLONE_NEW… for clone3(2)"""
     join: str = ""
     """name of a pidfd among the descriptors (an exec's is `pidfd`, opened by the keeper, the parent of that
-    process): the child is born in its pid namespace, `kernel.process.spawn(flags, pid_namespace=fd)`"""
+    process): the child is born in its pid namespace"""
     inside: tuple[Step, ...] = ()
-    """run by the child after the keeper's `go`, in order"""
+    """run by `stage` in the child, in order"""
     fds: dict[str, int] = field(default_factory=dict)
     """name → descriptor number in the new program; everything else is closed"""
     argv: tuple[str, ...] = ()
@@ -81,6 +92,15 @@ class Plan:
             *(step.describe() for step in self.inside),
             program,
         )
+
+
+class StepUnsaid(Exception):
+    """A step can't be said to `stage`: the step's class, and why."""
+
+    def __init__(self, step: str, error: OSError) -> None:
+        super().__init__(step)
+        self.step = step
+        self.error = error
 
 
 def register(cls: type[Step]) -> type[Step]:
@@ -105,7 +125,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
 def from_json(data: dict[str, Any]) -> Plan:
     """The plan back. Trusted input (the daemon's own), so shapes are not checked beyond the step names."""
     return Plan(
-        outside=tuple(_step_from_json(item) for item in data["outside"]),
+        outside=tuple(_outside(_step_from_json(item)) for item in data["outside"]),
         clone_flags=data["clone_flags"],
         join=data.get("join", ""),
         inside=tuple(_step_from_json(item) for item in data["inside"]),
@@ -129,3 +149,55 @@ def _step_from_json(data: list[Any]) -> Step:
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _outside(step: Step) -> Outside:
+    if not isinstance(step, Outside):
+        raise Invalid(f"{type(step).__name__} is no step of the keeper's")
+    return step
+
+
+# in bytes: a number is i64, a text u32 length, bytes and NUL, a tuple the number of its items and they
+
+_NUMBER = struct.Struct("=q")
+_LENGTH = struct.Struct("=I")
+
+
+def for_stage(plan: Plan, descriptors: tuple[str, ...]) -> bytes:
+    """The plan's part for `stage`, with the names of the descriptors that go along, in their order.
+
+    Raises `StepUnsaid`.
+    """
+    found = [_encode(descriptors), _NUMBER.pack(len(plan.inside))]
+    for step in plan.inside:
+        name = type(step).__name__
+        try:
+            fields = b"".join(map(_encode, step.wire()))
+            found += (_encode(name), _LENGTH.pack(len(fields)), fields, b"\0")
+        except OSError as error:
+            raise StepUnsaid(name, error) from error
+    try:
+        found += (_encode(tuple(plan.fds.items())), _encode(plan.argv), _encode(_environment(plan.env)))
+    except OSError as error:
+        raise StepUnsaid("exec", error) from error
+    body = b"".join(found)
+    return _NUMBER.pack(len(body) + _NUMBER.size) + body
+
+
+def _environment(entries: tuple[str, ...]) -> tuple[str, ...]:
+    """The last of each name counts."""
+    named = {item.partition("=")[0]: item for item in entries if "=" in item}
+    return tuple(named.values())
+
+
+def _encode(value: Wire) -> bytes:
+    if isinstance(value, int):
+        return _NUMBER.pack(value)
+    if isinstance(value, str):
+        data = value.encode("utf-8", "surrogateescape")
+        if 0 in data:
+            raise OSError(errno.EINVAL, "a text with a zero byte in it", value)
+        return _LENGTH.pack(len(data)) + data + b"\0"
+    if isinstance(value, bytes):
+        return _LENGTH.pack(len(value)) + value + b"\0"
+    return _NUMBER.pack(len(value)) + b"".join(map(_encode, value))

@@ -7,28 +7,18 @@ from __future__ import annotations
 
 import base64
 import errno
-import fcntl
 import itertools
 import os
 import resource
-import socket
-import struct
 from dataclasses import dataclass
 
-from knarr.kernel import caps, cgroups, devices, namespaces, paths, process, seccomp
-from knarr.kernel.plan import Context, Step, register
-
-_UNLIMITED = -1
-_INIT_LIMIT = 4 << 20
-_SIOCSIFFLAGS = 0x8914
-_IFF_UP = 1
-_F_ADD_SEALS = 1033
-_ALL_SEALS = 0x0F
+from knarr.kernel import caps, cgroups, devices, namespaces
+from knarr.kernel.plan import Context, Outside, Step, Wire, register
 
 
 @register
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CgroupCreate(Step):
+class CgroupCreate(Outside):
     """Make a workload's groups and set its limits; the instance's own group is made with the first."""
 
     groups: tuple[str, ...]
@@ -84,7 +74,7 @@ class CgroupCreate(Step):
 
 @register
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DeviceFilter(Step):
+class DeviceFilter(Outside):
     """v2: only these character devices can be opened in the group; it goes with the group."""
 
     group: str
@@ -99,7 +89,7 @@ class DeviceFilter(Step):
 
 @register
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CgroupOpen(Step):
+class CgroupOpen(Outside):
     """v2: a further process of the workload is born in its group."""
 
     group: str
@@ -121,10 +111,6 @@ class CgroupEnter(Step):
     def describe(self) -> str:
         return f"enter control group in {len(self.files)} place{'s' if len(self.files) != 1 else ''}"
 
-    def execute(self, context: Context) -> None:  # noqa: ARG002
-        for path in self.files:
-            cgroups.write(path, "0")
-
 
 @register
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,12 +120,6 @@ class Guard(Step):
     def describe(self) -> str:
         return "new session, not dumpable"
 
-    def execute(self, context: Context) -> None:  # noqa: ARG002
-        process.set_dumpable(on=False)
-        os.umask(0o022)
-        if os.getsid(0) != os.getpid():
-            os.setsid()
-
 
 @register
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,9 +128,6 @@ class Unshare(Step):
 
     def describe(self) -> str:
         return f"new namespaces: {namespaces.describe(self.flags)}"
-
-    def execute(self, context: Context) -> None:  # noqa: ARG002
-        namespaces.unshare(self.flags)
 
 
 @register
@@ -164,10 +141,6 @@ class SetNs(Step):
     def describe(self) -> str:
         return f"join namespaces of {self.fd!r}: {namespaces.describe(self.flags)}"
 
-    def execute(self, context: Context) -> None:
-        process.set_dumpable(on=False)
-        namespaces.setns(context.fds[self.fd], self.flags)
-
 
 @register
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,11 +150,6 @@ class LoopbackUp(Step):
     def describe(self) -> str:
         return "loopback up"
 
-    def execute(self, context: Context) -> None:  # noqa: ARG002
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            request = struct.pack("=16sH22x", b"lo", _IFF_UP)
-            fcntl.ioctl(sock, _SIOCSIFFLAGS, request)
-
 
 @register
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,9 +158,6 @@ class Sethostname(Step):
 
     def describe(self) -> str:
         return f"hostname {self.name}"
-
-    def execute(self, context: Context) -> None:  # noqa: ARG002
-        socket.sethostname(self.name)
 
 
 @register
@@ -206,13 +171,9 @@ class Sysctl(Step):
     def describe(self) -> str:
         return "set " + ", ".join(f"{name}={value}" for name, value in self.values)
 
-    def execute(self, context: Context) -> None:  # noqa: ARG002
-        for name, value in self.values:
-            try:
-                cgroups.write("/proc/sys/" + name.replace(".", "/"), value)
-            except OSError:
-                if not self.optional:
-                    raise
+    def wire(self) -> tuple[Wire, ...]:
+        values = tuple((f"/proc/sys/{name.replace('.', '/')}", value) for name, value in self.values)
+        return values, self.optional
 
 
 @register
@@ -226,15 +187,8 @@ class Rlimits(Step):
     def describe(self) -> str:
         return "limits " + ", ".join(f"{name}={soft}:{hard}" for name, soft, hard in self.limits)
 
-    def execute(self, context: Context) -> None:  # noqa: ARG002
-        for name, soft, hard in self.limits:
-            which = getattr(resource, f"RLIMIT_{name.upper()}", None)
-            if which is None:
-                raise OSError(errno.EINVAL, f"unknown limit {name!r}")
-            wanted = (_limit(soft), _limit(hard))
-            own = resource.getrlimit(which)[1]
-            tops = (_nr_open(), own) if which == resource.RLIMIT_NOFILE else (own,)
-            _set_limit(which, wanted, tops)
+    def wire(self) -> tuple[Wire, ...]:
+        return (tuple((_limit_number(name), soft, hard) for name, soft, hard in self.limits),)
 
 
 @register
@@ -247,8 +201,8 @@ class OomScore(Step):
     def describe(self) -> str:
         return f"score for want of memory {self.value:+d}"
 
-    def execute(self, context: Context) -> None:  # noqa: ARG002
-        cgroups.write("/proc/self/oom_score_adj", str(self.value))
+    def wire(self) -> tuple[Wire, ...]:
+        return (str(self.value),)
 
 
 @register
@@ -261,8 +215,8 @@ class BoundingSet(Step):
     def describe(self) -> str:
         return f"bounding set: {', '.join(self.keep).lower() or 'nothing'}"
 
-    def execute(self, context: Context) -> None:  # noqa: ARG002
-        caps.limit_bounding(caps.mask(self.keep))
+    def wire(self) -> tuple[Wire, ...]:
+        return (caps.mask(self.keep),)
 
 
 @register
@@ -275,9 +229,8 @@ class Capabilities(Step):
     def describe(self) -> str:
         return f"capabilities for root: {', '.join(self.keep).lower() or 'none'}"
 
-    def execute(self, context: Context) -> None:
-        wanted = caps.mask(self.keep) if context.uid == 0 else 0
-        caps.set_own(wanted & caps.own()[0])
+    def wire(self) -> tuple[Wire, ...]:
+        return (caps.mask(self.keep),)
 
 
 @register
@@ -285,9 +238,6 @@ class Capabilities(Step):
 class NoNewPrivs(Step):
     def describe(self) -> str:
         return "no new privileges"
-
-    def execute(self, context: Context) -> None:  # noqa: ARG002
-        process.no_new_privileges()
 
 
 @register
@@ -301,8 +251,8 @@ class Seccomp(Step):
     def describe(self) -> str:
         return f"system call filter ({len(self.program) * 3 // 4 // 8} instructions)"
 
-    def execute(self, context: Context) -> None:  # noqa: ARG002
-        seccomp.load(base64.b64decode(self.program))
+    def wire(self) -> tuple[Wire, ...]:
+        return (base64.b64decode(self.program),)
 
 
 @register
@@ -315,17 +265,6 @@ class Chdir(Step):
     def describe(self) -> str:
         return f"working folder {self.path}"
 
-    def execute(self, context: Context) -> None:  # noqa: ARG002
-        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            folder = paths.make_folders(root, self.path)
-        finally:
-            os.close(root)
-        try:
-            os.fchdir(folder)
-        finally:
-            os.close(folder)
-
 
 @register
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -337,44 +276,13 @@ class InitProgram(Step):
     def describe(self) -> str:
         return "reaper as first process"
 
-    def execute(self, context: Context) -> None:
-        with open(self.path, "rb") as file:
-            program = file.read(_INIT_LIMIT)
-        fd = os.memfd_create("knarr-init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.write(fd, program)
-        fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS)
-        context.fds["init"] = fd
-
 
 def _open_group(path: str) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def _limit(value: int) -> int:
-    return resource.RLIM_INFINITY if value == _UNLIMITED else value
-
-
-def _set_limit(which: int, wanted: tuple[int, int], tops: tuple[int, ...]) -> None:
-    for attempt in (wanted, *((_capped(wanted[0], top), _capped(wanted[1], top)) for top in tops)):
-        try:
-            resource.setrlimit(which, attempt)
-        except (ValueError, OSError):
-            if attempt[1] == tops[-1]:
-                raise
-        else:
-            return
-
-
-def _nr_open() -> int:
-    """The bound that not even root passes, unless it is hidden from here."""
-    try:
-        with open("/proc/sys/fs/nr_open", encoding="ascii") as file:
-            return int(file.read())
-    except OSError:
-        return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-
-
-def _capped(value: int, top: int) -> int:
-    if top == resource.RLIM_INFINITY:
-        return value
-    return top if value == resource.RLIM_INFINITY else min(value, top)
+def _limit_number(name: str) -> int:
+    found = getattr(resource, f"RLIMIT_{name.upper()}", None)
+    if found is None:
+        raise OSError(errno.EINVAL, f"unknown limit {name!r}")
+    return int(found)

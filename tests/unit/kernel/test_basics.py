@@ -6,15 +6,10 @@ import errno
 import os
 import signal
 import socket
-import subprocess
-import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from knarr.kernel import caps, cgroups, facts, fds, limits, namespaces, paths, process
-from knarr.kernel.steps_user import resolve
 from knarr.model.workload import Resources
 
 
@@ -48,70 +43,8 @@ def test_a_cut_packet_leaks_nothing():
         assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_execute_gives_exactly_the_declared_descriptors(tmp_path):
-    code = """
-import os, socket, sys
-sys.path[:0] = [sys.argv[1]]
-from knarr.kernel import process
-a, b = socket.socketpair()
-r, w = os.pipe()
-junk = [os.open("/dev/null", os.O_RDWR) for _ in range(20)]
-for fd in junk: os.set_inheritable(fd, True)
-try:
-    process.execute(("sh", "-c", "ls -l /proc/self/fd | cut -d' ' -f9-"), ("PATH=/bin:/usr/bin",), {0: 0, 1: 1, 2: 2, 5: 1}, b)
-except OSError as error:
-    print(error)
-"""
-    source = os.path.dirname(os.path.dirname(os.path.dirname(facts.__file__)))
-    run = subprocess.run(
-        [sys.executable, "-IS", "-c", code, source],
-        capture_output=True,
-        text=True,
-        check=True,
-        stdin=subprocess.DEVNULL,
-    )
-    numbers = {line.split()[-3] for line in run.stdout.splitlines() if "->" in line}
-    # 3 is the listing's own
-    assert numbers == {"0", "1", "2", "3", "5"}
-
-
-def test_a_failed_exec_can_be_told():
-    one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = process.spawn()
-    if pid == 0:
-        try:
-            process.execute(("/no/such",), (), {}, two)
-        except OSError as error:
-            two.send(str(error.errno).encode())
-        finally:
-            os._exit(0)
-    two.close()
-    with one:
-        assert one.recv(100) == b"2"
-        assert one.recv(100) == b""
-    os.waitpid(pid, 0)
-
-
-@pytest.mark.parametrize(
-    ("name", "number"),
-    [("", errno.ENOENT), ("nosuch", errno.ENOENT), ("/etc", errno.EACCES), ("/etc/passwd", errno.EACCES)],
-)
-def test_programs_not_found(name, number):
-    with pytest.raises(OSError) as caught:
-        process.find_program(name, "/bin:/usr/bin")
-    assert caught.value.errno == number
-
-
-def test_program_by_search():
-    assert process.find_program("sh", "/nowhere:/bin") == "/bin/sh"
-    with pytest.raises(OSError):
-        process.find_program("/proc/self/exe", "/bin")
-
-
 def test_exit_status_after_the_reaping():
-    pid = process.spawn()
-    if pid == 0:
-        os._exit(7)
+    pid = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 7"], {})
     pidfd = process.pidfd_open(pid)
     try:
         os.waitpid(pid, 0)
@@ -139,15 +72,6 @@ def test_paths_stay_in_the_root(tmp_path):
         assert (root / "b").is_dir()
         with pytest.raises(OSError):
             paths.make_folders(fd, "up/x")
-        os.close(paths.make_file(fd, "c/d/file"))
-        assert (root / "c" / "d" / "file").is_file()
-        (root / "big").write_bytes(b"x" * 100)
-        with pytest.raises(OSError) as caught:
-            paths.read_small(fd, "big", 99)
-        assert caught.value.errno == errno.EFBIG
-        os.mkfifo(root / "fifo")
-        with pytest.raises(OSError, match="not a regular file"):
-            paths.read_small(fd, "fifo", 99)
     finally:
         os.close(fd)
     assert os.listdir(tmp_path / "outside") == []
@@ -197,6 +121,26 @@ def test_v2_is_found_by_its_controllers(tmp_path):
     assert (f"{root}/cgroup.subtree_control", "+pids") in cgroups.parent_files(layout, "i")
 
 
+def test_in_a_scope_of_the_engines_own_v2_begins_there(tmp_path):
+    root, path = tmp_path / "cg", "/machine.slice/knarr-0a1b2c.scope"
+    (tmp_path / f"cg{path}").mkdir(parents=True)
+    (root / "cgroup.controllers").write_text("cpu io memory pids\n")
+    (tmp_path / f"cg{path}/cgroup.controllers").write_text("memory pids\n")
+    mounts, own = tmp_path / "mounts", tmp_path / "own"
+    mounts.write_text(f"cgroup2 {root} cgroup2 rw 0 0\n")
+    for text, begin in (
+        (f"0::{path}/engine\n", path),
+        (f"0::{path}\n", ""),
+        ("0::/system.slice/other.scope/engine\n", ""),
+        ("0::/engine\n", ""),
+        ("4:memory:/x\n", ""),
+    ):
+        own.write_text(text)
+        layout = cgroups.detect(str(mounts), str(own))
+        assert layout.roots == {"unified": f"{root}{begin}"}, text
+        assert layout.controllers == (("memory", "pids") if begin else ("cpu", "io", "memory", "pids"))
+
+
 def test_v2_stats(tmp_path):
     values = {
         "memory.current": "1000",
@@ -216,57 +160,6 @@ def test_v2_stats(tmp_path):
     assert cgroups.oom_killed(at)
     assert cgroups.stats({"unified": "/none"}) == cgroups.Usage()
     assert not cgroups.oom_killed({"memory": "/none"})
-
-
-PASSWD = [
-    line.split(":")
-    for line in (
-        "root:x:0:0:r:/root:/bin/sh",
-        "a:x:5:6:A:/a:/bin/sh",
-        "bad:x:y:z:",
-        "big:x:99999999999:1:::",
-        "5x:x:9:9::/:",
-    )
-]
-GROUP = [
-    line.split(":")
-    for line in (
-        "root:x:0:",
-        "a:x:6:",
-        "g:x:20:a,b",
-        "h:x:21:b",
-        "short",
-        "evil:x:zz:a",
-        "huge:x:99999999999:a",
-    )
-]
-
-
-@pytest.mark.parametrize(
-    ("user", "extra", "expected"),
-    [
-        ("", (), (0, 0, (), "/root")),
-        ("a", (), (5, 6, (20,), "/a")),
-        ("5", (), (5, 6, (20,), "/a")),
-        ("5:h", (), (5, 21, (), "/a")),
-        ("5x", (), (9, 9, (), "/")),
-        ("77", ("g",), (77, 0, (20,), "/")),
-        (":h", (), (0, 21, (), "/root")),
-    ],
-)
-def test_resolve(user, extra, expected):
-    assert resolve(PASSWD, GROUP, user, extra) == expected
-
-
-@given(st.text(max_size=12))
-def test_resolve_never_guesses(user):
-    """A user that is neither a plain number nor a name of the file is an error, never uid 0."""
-    try:
-        uid, *_ = resolve(PASSWD, GROUP, user, ())
-    except OSError:
-        return
-    name = user.partition(":")[0]
-    assert uid != 0 or name in ("", "root") or (name.isascii() and name.isdigit() and int(name) == 0)
 
 
 def test_checks_have_remedies():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
 import struct
-import subprocess
 import sys
 
 import pytest
@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knarr.containers.security import capabilities_for
-from knarr.kernel import seccomp, seccomp_profile, syscalls
+from knarr.kernel import seccomp, seccomp_profile, steps, syscalls
 from knarr.model.workload import Security
+from support.stage import run
 
 DEFAULT = frozenset(capabilities_for(Security()))
 ALLOW = 0x7FFF0000
@@ -133,13 +134,7 @@ def test_size_and_shape():
 def test_the_kernel_agrees():
     """Loaded for real, under no_new_privs, in a process of its own."""
     code = """
-import ctypes, os, sys
-sys.path[:0] = [sys.argv[1]]
-from knarr.kernel import process, seccomp
-from knarr.containers.security import capabilities_for
-from knarr.model.workload import Security
-process.no_new_privileges()
-seccomp.load(seccomp.default_filter(frozenset(capabilities_for(Security()))))
+import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)
 import socket
 socket.socket(socket.AF_INET).close()
@@ -161,9 +156,6 @@ os.waitpid(pid, 0)
 """
     if os.uname().machine != "x86_64":
         pytest.skip("the numbers in this test are x86-64's")
-    source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(seccomp.__file__))))
-    source = os.path.join(source, "src")
-    run = subprocess.run(
-        [sys.executable, "-IS", "-c", code, source], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.strip() == str([1, 1, 1, 38, 1, 38])
+    program = base64.b64encode(seccomp.default_filter(DEFAULT)).decode()
+    ended = run(sys.executable, "-IS", "-c", code, steps=(steps.NoNewPrivs(), steps.Seccomp(program=program)))
+    assert ended.out.strip() == str([1, 1, 1, 38, 1, 38])

@@ -234,13 +234,13 @@ int step_cgroup_mounts(struct reader *r) {
     static const char base[] = "/sys/fs/cgroup";
     struct reader given = *r;
     unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
-    int64_t count = number(r);
-    for (int64_t i = 0; i < count; i++) number(r), text(r), text(r);
+    int64_t count = items(r);
+    for (int64_t i = 0; i < count; i++) items(r), text(r), text(r);
     unsigned long only = number(r) ? MS_RDONLY : 0;
-    if (!number(&given)) return mount_at("cgroup", base, "cgroup2", flags | only, NULL);
+    if (!items(&given)) return mount_at("cgroup", base, "cgroup2", flags | only, NULL);
     if (mount_at("tmpfs", base, "tmpfs", flags, "mode=755")) return -1;
     for (int64_t i = 0; i < count; i++) {
-        number(&given);
+        items(&given);
         const char *name = text(&given), *options = text(&given);
         if (hierarchy(base, name, options, flags | only)) return -1;
     }

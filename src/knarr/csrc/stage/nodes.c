@@ -20,13 +20,13 @@ static int make_nodes(struct reader *r, int there) {
     struct reader nodes = *r;
     char path[4096];
     int result = 0;
-    int64_t count = number(r);
-    for (int64_t i = 0; i < count; i++) number(r), text(r), number(r), number(r);
+    int64_t count = items(r);
+    for (int64_t i = 0; i < count; i++) items(r), text(r), number(r), number(r);
     const char *folder = text(r);
     mode_t mask = umask(0);
-    number(&nodes);
+    items(&nodes);
     for (int64_t i = 0; i < count && !result; i++) {
-        number(&nodes);
+        items(&nodes);
         const char *name = text(&nodes);
         mode_t mode = number(&nodes);
         dev_t device = number(&nodes);
@@ -48,8 +48,8 @@ int step_nodes(struct reader *r) {
 
 int step_symlinks(struct reader *r) {
     int result = 0;
-    for (int64_t count = number(r); count > 0; count--) {
-        number(r);
+    for (int64_t count = items(r); count > 0; count--) {
+        items(r);
         const char *says = text(r), *where = text(r);
         if (!result && symlink(says, where)) result = fail(where);
     }

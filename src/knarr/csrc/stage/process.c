@@ -63,13 +63,13 @@ int step_sethostname(struct reader *r) {
 
 int step_sysctl(struct reader *r) {
     struct reader values = *r;
-    int64_t count = number(r);
-    for (int64_t i = 0; i < count; i++) number(r), text(r), text(r);
+    int64_t count = items(r);
+    for (int64_t i = 0; i < count; i++) items(r), text(r), text(r);
     int optional = number(r);
-    number(&values);
+    items(&values);
     for (int64_t i = 0; i < count; i++) {
         size_t size;
-        number(&values);
+        items(&values);
         const char *path = text(&values), *value = bytes(&values, &size);
         if (write_file(path, value, size) && !optional) return -1;
     }
@@ -107,14 +107,20 @@ static int set_limit(int which, struct rlimit wanted) {
 
 int step_rlimits(struct reader *r) {
     int result = 0;
-    for (int64_t count = number(r); count > 0; count--) {
-        number(r);
+    for (int64_t count = items(r); count > 0; count--) {
+        items(r);
         int which = number(r);
         struct rlimit wanted = {.rlim_cur = number(r)};
         wanted.rlim_max = number(r);
         if (!result) result = set_limit(which, wanted);
     }
     return result;
+}
+
+int step_oom_score(struct reader *r) {
+    size_t size;
+    const char *value = bytes(r, &size);
+    return write_file("/proc/self/oom_score_adj", value, size);
 }
 
 /* ---- privileges ---- */

@@ -88,8 +88,8 @@ static int declared(struct reader *plan, struct place *places, int *count, int *
     int null = need("null");
     if (null < 0) return -1;
     *top = 3;
-    for (int64_t left = number(plan); left > 0; left--) {
-        number(plan);
+    for (int64_t left = items(plan); left > 0; left--) {
+        items(plan);
         int fd = named(text(plan)), wanted = number(plan);
         if (add(places, count, wanted, fd < 0 ? null : fd)) return -1;
         if (wanted >= *top) *top = wanted + 1;

@@ -51,6 +51,7 @@ struct reader {
 };
 
 int64_t number(struct reader *r);
+int64_t items(struct reader *r);                    /* how many a tuple has */
 const char *text(struct reader *r);                 /* lives as long as the process */
 const char *bytes(struct reader *r, size_t *size);
 const char **texts(struct reader *r, size_t more);  /* a tuple of texts, NULL at the end, with room for `more` */

@@ -191,7 +191,7 @@ int step_fixed_user(struct reader *r) {
     uid_t uid = number(r);
     gid_t gid = number(r);
     identity = (struct identity){.uid = uid, .gid = gid, .home = "/"};
-    for (int64_t count = number(r); count > 0; count--)
+    for (int64_t count = items(r); count > 0; count--)
         if (add_group(number(r))) return -1;
     return 0;
 }
