@@ -176,5 +176,15 @@ def mounted(image, target: str, options: str = ""):
         unmount(target)
 
 
+@contextlib.contextmanager
+def mounted_rootfs(rootfs: dict, target: str):
+    """The same by what the API tells of an image."""
+    mount_tree(rootfs["tree"], rootfs["pool"], target)
+    try:
+        yield target
+    finally:
+        unmount(target)
+
+
 def unmount(target: str) -> None:
     _libc.umount2(target.encode(), 2)

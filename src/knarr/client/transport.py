@@ -126,11 +126,12 @@ class Connection:
     def __init__(self, sock: _socket.socket) -> None:
         self.sock = sock
         self._idle = True
+        self._whole = True
 
     @property
     def idle(self) -> bool:
-        """Fit for the next call: nothing under way, and the daemon has not hung up, as it does in time."""
-        if not self._idle or self.sock.fileno() < 0:
+        """Fit for the next call: nothing under way, the last one sent whole, the daemon still there."""
+        if not self._idle or not self._whole or self.sock.fileno() < 0:
             return False
         import select
 
@@ -165,12 +166,16 @@ class Connection:
         self.sock.sendall(data)
 
     def _send_chunked(self, head: bytes, pieces: Iterable[bytes]) -> None:
-        """Stops early when the daemon answers before it has read everything: a refusal."""
+        """Stops early when the daemon answers before it has read everything: a refusal.
+
+        The daemon would take what came next on such a connection for the rest of the body.
+        """
         self._send(head)
         for piece in pieces:
             if not self._send_unless_answered(http.encode_chunk(piece)):
+                self._whole = False
                 return
-        self._send_unless_answered(http.LAST_CHUNK)
+        self._whole = self._send_unless_answered(http.LAST_CHUNK)
 
     def _send_unless_answered(self, data: bytes) -> bool:
         import select

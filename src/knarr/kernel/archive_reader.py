@@ -1,7 +1,7 @@
 """A tar stream from a stranger, entry by entry: pax and GNU long names understood, sizes capped.
 
-Header blocks are decoded by tarfile's TarInfo; everything that decides is here. Out of scope: what to do with
-an entry (`archive_unpack`). Raises ValueError for an archive that is broken or tries something.
+A guest's agent has the same rules (csrc/agent/unpack.h), and a test compares the two. Out of scope: what
+to do with an entry (`archive_unpack`). Raises ValueError for an archive that is broken or tries something.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 _BLOCK = tarfile.BLOCKSIZE
 _EXTRA_LIMIT = 1 << 20
 _SIZE_LIMIT = 1 << 50
+_DEPTH = 512
+_MAJOR_LIMIT, _MINOR_LIMIT = 0xFFF, 0xFFFFF
+_CONTENT = frozenset((tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE))
 _XATTR = "SCHILY.xattr."
 
 
@@ -47,18 +50,20 @@ class Reader:
 
     def __iter__(self) -> Iterator[Entry]:
         pax: dict[str, bytes] = {}
-        while (info := self._next_header()) is not None:
-            if info.type == tarfile.XHDTYPE:
-                pax |= _parse_pax(self._extra(info))
-            elif info.type == tarfile.XGLTYPE:
-                self._extra(info)
-            elif info.type == tarfile.GNUTYPE_LONGNAME:
-                pax["path"] = self._extra(info).rstrip(b"\0")
-            elif info.type == tarfile.GNUTYPE_LONGLINK:
-                pax["linkpath"] = self._extra(info).rstrip(b"\0")
+        long: dict[str, bytes] = {}
+        while (header := self._next_header()) is not None:
+            kind = header[156:157]
+            if kind == tarfile.XHDTYPE:
+                pax |= _parse_pax(self._extra(header))
+            elif kind == tarfile.XGLTYPE:
+                self._extra(header)
+            elif kind == tarfile.GNUTYPE_LONGNAME:
+                long["path"] = self._extra(header).rstrip(b"\0")
+            elif kind == tarfile.GNUTYPE_LONGLINK:
+                long["linkpath"] = self._extra(header).rstrip(b"\0")
             else:
-                entry = _entry(info, pax)
-                pax = {}
+                entry = _entry(header, long | pax)
+                pax, long = {}, {}
                 self._expect(entry.size)
                 yield entry
                 self._skip()
@@ -78,7 +83,7 @@ class Reader:
         while self._read():
             pass
 
-    def _next_header(self) -> tarfile.TarInfo | None:
+    def _next_header(self) -> bytes | None:
         while len(self._buffer) < _BLOCK:
             piece = self._read()
             if not piece:
@@ -91,15 +96,15 @@ class Reader:
         if not any(block):
             self.drain()
             return None
-        try:
-            return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        except tarfile.HeaderError as error:
-            raise ValueError(f"not a tar archive: {error}") from error
+        if not _summed(block):
+            raise ValueError("not a tar archive: a header's checksum is wrong")
+        return block
 
-    def _extra(self, info: tarfile.TarInfo) -> bytes:
-        if not 0 <= info.size <= _EXTRA_LIMIT:
+    def _extra(self, header: bytes) -> bytes:
+        size = _within(_number(header[124:136], "size"), _SIZE_LIMIT, "size")
+        if size > _EXTRA_LIMIT:
             raise ValueError("an extended header of the archive is too large")
-        self._expect(info.size)
+        self._expect(size)
         data = b"".join(self.content())
         self._skip()
         return data
@@ -123,11 +128,43 @@ class Reader:
 
 
 def split(path: str) -> tuple[str, ...]:
-    """The components of an archive's path. Raises ValueError for `..` and NUL: no archive needs them."""
+    """The components of an archive's path. Raises ValueError for what no archive needs: `..`, NUL, depth."""
     names = tuple(name for name in path.split("/") if name not in ("", "."))
     if ".." in names or "\0" in path:
         raise ValueError(f"entry {path[:200]!r} leads out of the archive")
+    if len(names) > _DEPTH:
+        raise ValueError(f"entry {path[:80]!r} lies deeper than {_DEPTH} folders")
     return names
+
+
+def _number(field: bytes, what: str) -> int:
+    """Octal digits up to the first space or zero byte, or GNU's base 256, which may be negative."""
+    if field[0] & 0x80:
+        rest = field if field[0] == 0xFF else bytes((field[0] & 0x7F,)) + field[1:]
+        value = int.from_bytes(rest, "big", signed=True)
+        if not -(1 << 63) <= value < 1 << 63:
+            raise ValueError(f"a header of the archive has an impossible {what}")
+        return value
+    digits = field.lstrip(b" ").replace(b" ", b"\0").split(b"\0", 1)[0]
+    if digits.strip(b"01234567"):
+        raise ValueError(f"a header of the archive has a broken {what}")
+    return int(digits or b"0", 8)
+
+
+def _summed(block: bytes) -> bool:
+    try:
+        return (
+            not block[148] & 0x80
+            and _number(block[148:156], "checksum") == sum(block) - sum(block[148:156]) + 8 * 0x20
+        )
+    except ValueError:
+        return False
+
+
+def _within(value: int, limit: int, what: str) -> int:
+    if not 0 <= value <= limit:
+        raise ValueError(f"an entry of the archive has an impossible {what}")
+    return value
 
 
 def _parse_pax(data: bytes) -> dict[str, bytes]:
@@ -141,64 +178,97 @@ def _parse_pax(data: bytes) -> dict[str, bytes]:
             raise ValueError("an extended header of the archive is broken")
         end = position + int(digits)
         key, equals, value = data[space + 1 : end - 1].partition(b"=")
-        if end > len(data) or end <= space or not equals or data[end - 1 : end] != b"\n":
+        if (
+            end > len(data)
+            or end <= space
+            or not equals
+            or not key
+            or b"\0" in key
+            or data[end - 1 : end] != b"\n"
+        ):
             raise ValueError("an extended header of the archive is broken")
         found[key.decode("utf-8", "surrogateescape")] = value
         position = end
     return found
 
 
-def _entry(info: tarfile.TarInfo, pax: dict[str, bytes]) -> Entry:
-    if info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in pax):
+def _entry(header: bytes, pax: dict[str, bytes]) -> Entry:
+    kind = header[156:157]
+    if kind == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in pax):
         raise ValueError("sparse entries are not supported: make the archive without --sparse")
-    has_data = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-    size = _integer(pax, "size", info.size)
-    if not 0 <= size <= _SIZE_LIMIT:
-        raise ValueError("an entry of the archive has an impossible size")
-    link = _text(pax, "linkpath", info.linkname)
+    path = _text(pax, "path", _name(header))
+    if kind in _CONTENT:
+        kind = tarfile.DIRTYPE if path.endswith("/") else tarfile.REGTYPE
+    names = split(path)
+    if not names and kind != tarfile.DIRTYPE:
+        raise ValueError(f"entry {path[:80]!r} would replace the folder itself")
+    size = _within(_integer(pax, "size", _number(header[124:136], "size")), _SIZE_LIMIT, "size")
     return Entry(
-        names=split(_text(pax, "path", info.name)),
-        type=tarfile.REGTYPE if has_data else info.type,
-        mode=info.mode & 0o7777,
-        uid=_identity(pax, "uid", info.uid),
-        gid=_identity(pax, "gid", info.gid),
-        mtime=_nanoseconds(pax, int(info.mtime)),
-        size=size if has_data else 0,
-        link=link,
-        device=(info.devmajor, info.devminor),
+        names=names,
+        type=kind,
+        mode=_within(_number(header[100:108], "mode"), 1 << 56, "mode") & 0o7777,
+        uid=_identity(pax, "uid", header[108:116]),
+        gid=_identity(pax, "gid", header[116:124]),
+        mtime=_nanoseconds(pax, header[136:148]),
+        size=size if kind == tarfile.REGTYPE else 0,
+        link=_no_nul(_text(pax, "linkpath", _decoded(header[157:257]))),
+        device=_device(header) if kind in (tarfile.CHRTYPE, tarfile.BLKTYPE) else (0, 0),
         attributes=[
-            (key.removeprefix(_XATTR), value) for key, value in pax.items() if key.startswith(_XATTR)
+            (_no_nul(key.removeprefix(_XATTR)), value) for key, value in pax.items() if key.startswith(_XATTR)
         ],
     )
 
 
+def _name(header: bytes) -> str:
+    """Only ustar has a prefix: older forms keep other things there."""
+    prefix = _decoded(header[345:500]) if header[257:263] == b"ustar\0" else ""
+    return f"{prefix}/{_decoded(header[:100])}" if prefix else _decoded(header[:100])
+
+
+def _decoded(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _device(header: bytes) -> tuple[int, int]:
+    return (
+        _within(_number(header[329:337], "device"), _MAJOR_LIMIT, "device"),
+        _within(_number(header[337:345], "device"), _MINOR_LIMIT, "device"),
+    )
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError(f"the archive has a name with a zero byte: {text[:80]!r}")
+    return text
+
+
 def _text(pax: dict[str, bytes], key: str, fallback: str) -> str:
-    return pax[key].decode("utf-8", "surrogateescape") if key in pax else fallback
+    """An empty record says nothing (POSIX pax)."""
+    return pax[key].decode("utf-8", "surrogateescape") if pax.get(key) else fallback
 
 
 def _integer(pax: dict[str, bytes], key: str, fallback: int) -> int:
-    if key not in pax:
+    text = pax.get(key)
+    if not text:
         return fallback
-    text = pax[key]
-    if not text.isdigit() or len(text) > 20:
+    if not text.isdigit() or len(text) > 18:
         raise ValueError(f"an extended header of the archive has a broken {key}")
     return int(text)
 
 
-def _identity(pax: dict[str, bytes], key: str, fallback: int) -> int:
-    value = _integer(pax, key, fallback)
-    if not 0 <= value < 0xFFFFFFFF:
-        raise ValueError(f"an entry of the archive has an impossible {key}")
-    return value
+def _identity(pax: dict[str, bytes], key: str, field: bytes) -> int:
+    return _within(_integer(pax, key, _number(field, key)), 0xFFFFFFFE, key)
 
 
-def _nanoseconds(pax: dict[str, bytes], fallback: int) -> int:
-    if "mtime" not in pax:
-        return min(max(fallback, 0), _LATEST) * 1_000_000_000
-    whole, _, fraction = pax["mtime"].lstrip(b"-").partition(b".")
+def _nanoseconds(pax: dict[str, bytes], field: bytes) -> int:
+    """What lies before 1970 or far ahead is brought to the edge: file systems differ beyond."""
+    text = pax.get("mtime")
+    if not text:
+        return min(max(_number(field, "mtime"), 0), _LATEST) * 1_000_000_000
+    whole, _, fraction = text.removeprefix(b"-").partition(b".")
     if not whole.isdigit() or len(whole) > 12 or (fraction and not fraction.isdigit()):
         raise ValueError("an extended header of the archive has a broken mtime")
-    if pax["mtime"].startswith(b"-"):
+    if text.startswith(b"-"):
         return 0
     return min(int(whole), _LATEST) * 1_000_000_000 + int((fraction + b"0" * 9)[:9])
 

@@ -104,7 +104,7 @@ class _Target:
         if self._parent_names != above:
             self.close()
             self._parent_names = None
-            self._parent = paths.make_folders(self._root, self._absolute(above))
+            self._parent = paths.make_folders(self._root, self._absolute(above), made=_plain)
             self._parent_names = above
         return self._parent
 
@@ -137,6 +137,11 @@ class _Target:
             os.link(target[-1], name, src_dir_fd=above, dst_dir_fd=parent, follow_symlinks=False)
         finally:
             os.close(above)
+
+
+def _plain(fd: int) -> None:
+    """A folder that only the names of others speak of; the process's umask is not theirs."""
+    os.chmod(f"/proc/self/fd/{fd}", 0o755)
 
 
 def _make_room(parent: int, name: str) -> None:

@@ -10,8 +10,12 @@ import ctypes
 import errno
 import os
 import stat
+from typing import TYPE_CHECKING
 
 from knarr.kernel import libc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -54,59 +58,47 @@ def open_path(root: int, path: str | bytes, *, follow: bool = True, resolve: int
     return openat2(root, path or ".", os.O_PATH | (0 if follow else os.O_NOFOLLOW), resolve=resolve)
 
 
-def make_folders(root: int, path: str, mode: int = 0o755) -> int:
-    """An O_PATH descriptor of the folder at `path`, made with its parents where missing."""
+def make_folders(root: int, path: str, mode: int = 0o755, made: Callable[[int], None] | None = None) -> int:
+    """An O_PATH descriptor of the folder at `path`, made with its parents where missing.
+
+    `made` is called with each new one's descriptor, outermost first.
+    """
+    missing: list[str] = []
+    while (fd := _there(root, path)) < 0:
+        path, name = _split(path)
+        missing.append(name)
+    for name in reversed(missing):
+        fd = _make_folder(fd, name, mode, made)
+    return fd
+
+
+def _there(root: int, path: str) -> int:
+    """A descriptor, or -1 where there is nothing."""
     try:
         return open_folder(root, path)
     except FileNotFoundError:
-        pass
-    parent, name = _split(path)
-    above = make_folders(root, parent, mode)
+        return -1
+
+
+def _make_folder(above: int, name: str, mode: int, made: Callable[[int], None] | None) -> int:
+    """A folder in `above`, which is closed."""
     try:
         try:
             os.mkdir(name, mode, dir_fd=above)
+            new = True
         except FileExistsError:
-            pass
-        return openat2(above, name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, resolve=RESOLVE_NO_MAGICLINKS)
+            new = False
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+        fd = openat2(above, name, flags, resolve=RESOLVE_NO_MAGICLINKS)
     finally:
         os.close(above)
-
-
-def make_file(root: int, path: str, mode: int = 0o644) -> int:
-    """An O_PATH descriptor of what is at `path`; an empty file and its parents are made where missing."""
-    try:
-        return open_path(root, path)
-    except FileNotFoundError:
-        pass
-    parent, name = _split(path)
-    above = make_folders(root, parent)
-    try:
+    if new and made is not None:
         try:
-            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=above))
-        except FileExistsError:
-            pass
-        return openat2(above, name, os.O_PATH | os.O_NOFOLLOW, resolve=RESOLVE_NO_MAGICLINKS)
-    finally:
-        os.close(above)
-
-
-def read_small(root: int, path: str, limit: int) -> bytes:
-    """A regular file's bytes. Raises EFBIG beyond `limit`, EINVAL for anything that isn't a regular file."""
-    # O_NONBLOCK: a FIFO planted at the path must not hang the caller
-    fd = openat2(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", path)
-        pieces: list[bytes] = []
-        size = 0
-        while piece := os.read(fd, 65536):
-            size += len(piece)
-            if size > limit:
-                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
-            pieces.append(piece)
-        return b"".join(pieces)
-    finally:
-        os.close(fd)
+            made(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+    return fd
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -16,7 +16,8 @@ from typing import TypeVar
 
 from knarr.machines import wire
 from knarr.machines.wire import Event, FromGuest, State, ToGuest
-from knarr.model.errors import Conflict, Failed, KnarrError, NotFound, Unavailable
+from knarr.model.errors import Conflict, Failed, KnarrError, Unavailable
+from knarr.model.failures import of_path
 
 T = TypeVar("T")
 _READ_SIZE = 65536
@@ -187,6 +188,16 @@ class Agent:
     def start(self, records: wire.Records) -> None:
         self.post(ToGuest.START, 0, wire.pack_records(records))
 
+    async def heard(self, timeout: float) -> None:
+        """Return when the program runs or can't. Raises `AgentGone`: no machine, or not a word from it."""
+        try:
+            await asyncio.wait_for(asyncio.shield(self._started), timeout)
+        except TimeoutError:
+            raise AgentGone("the machine's agent does not answer") from None
+        except KnarrError as error:
+            if isinstance(error, AgentGone):
+                raise
+
     async def started(self) -> None:
         """Returns when the program runs. Raises what kept it from running, or `AgentGone`."""
         await asyncio.shield(self._started)
@@ -252,8 +263,7 @@ class Agent:
         code = await session.wait()
         if code:
             text = wire.text({"text": bytes(problem)}, "text")
-            kind = NotFound if code in (2, 20) else Failed
-            raise kind(text or f"{path}: {os.strerror(code)}")
+            raise of_path(code, text or f"{path}: {os.strerror(code)}")
 
     async def _program(self, kind: ToGuest, records: wire.Records) -> Session:
         session = self._open(kind, records)

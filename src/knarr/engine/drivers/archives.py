@@ -7,12 +7,11 @@ Out of scope: the tar itself and staying inside the root (`kernel.archive`).
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 from typing import TYPE_CHECKING, TypeVar
 
 from knarr.engine.driver import PathStat
-from knarr.model.errors import Conflict, Denied, Invalid, KnarrError, NotFound
+from knarr.model.errors import Invalid
+from knarr.model.failures import of_path
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -92,15 +91,4 @@ def _translate(name: str, path: str, error: OSError) -> Exception:
     """ConnectionError is the client's end, not the workload's."""
     if isinstance(error, ConnectionError):
         return error
-    text = f"{name}:{path}: {error.strerror or error}"
-    kinds: dict[int, type[KnarrError]] = {
-        errno.ENOENT: NotFound,
-        errno.ENOTDIR: Invalid,
-        errno.EISDIR: Invalid,
-        errno.ELOOP: Invalid,
-        errno.EXDEV: Denied,
-        errno.EROFS: Conflict,
-        errno.EEXIST: Conflict,
-    }
-    kind = kinds.get(error.errno or 0)
-    return kind(text) if kind is not None else OSError(error.errno, os.strerror(error.errno or 0), name)
+    return of_path(error.errno or 0, f"{name}:{path}: {error.strerror or error}")
