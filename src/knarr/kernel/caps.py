@@ -18,7 +18,6 @@ NAMES = tuple(_TEXT.split())
 NUMBERS = {name: number for number, name in enumerate(NAMES)}
 
 _PR_CAPBSET_READ = 23
-_PR_CAPBSET_DROP = 24
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _VERSION_3 = 0x20080522
@@ -55,20 +54,6 @@ def bounding() -> int:
         except OSError:
             break
     return bits
-
-
-def limit_bounding(keep: int) -> None:
-    """Drop everything else from the bounding set. Needs SETPCAP."""
-    for number in range(64):
-        if keep >> number & 1:
-            continue
-        try:
-            libc.prctl(_PR_CAPBSET_DROP, number)
-        except OSError:
-            if number < len(NAMES):
-                raise
-            # past the last capability of this kernel
-            return
 
 
 def set_own(bits: int) -> None:

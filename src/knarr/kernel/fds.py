@@ -1,4 +1,4 @@
-"""Descriptors: send and receive them, name unix sockets by paths of any length, close what is not declared.
+"""Descriptors: send and receive them, name unix sockets by paths of any length.
 
 Out of scope: the messages that travel with them (`keeper.protocol`).
 """
@@ -7,15 +7,10 @@ from __future__ import annotations
 
 import array
 import errno
-import fcntl
 import os
 import socket
 
-from knarr.kernel import libc
-
 MAX_FDS = 64
-_CLOSE_RANGE_CLOEXEC = 4
-_LAST = 0xFFFFFFFF
 
 
 def send_fds(sock: socket.socket, data: bytes, fds: tuple[int, ...] | list[int] = ()) -> None:
@@ -80,35 +75,6 @@ def connect_unix(path: str, kind: int = socket.SOCK_SEQPACKET) -> socket.socket:
         return sock
     finally:
         os.close(target)
-
-
-def close_from(first: int) -> None:
-    """Close every descriptor from `first` on."""
-    libc.syscall(libc.CLOSE_RANGE, first, _LAST, 0)
-
-
-def cloexec_from(first: int) -> None:
-    """Mark every descriptor from `first` on close-on-exec."""
-    libc.syscall(libc.CLOSE_RANGE, first, _LAST, _CLOSE_RANGE_CLOEXEC)
-
-
-def arrange(wanted: dict[int, int], keep: int) -> int:
-    """Put each `wanted[number]` descriptor at its number, inheritable; close all others but `keep`.
-
-    Returns where `keep` is now: just above the highest number, close-on-exec.
-    """
-    top = max(wanted, default=2) + 1
-    # copies above everything first: a wanted number may be another's source
-    copies = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, top + 1) for number, fd in wanted.items()}
-    kept = fcntl.fcntl(keep, fcntl.F_DUPFD_CLOEXEC, top + 1)
-    for number, copy in copies.items():
-        os.dup2(copy, number, inheritable=True)
-    os.dup2(kept, top, inheritable=False)
-    close_from(top + 1)
-    for number in range(top):
-        if number not in wanted:
-            close_all((number,))
-    return top
 
 
 def _unlink(name: str, directory: int) -> None:

@@ -13,8 +13,6 @@ from typing import Any
 MACHINE = os.uname().machine
 
 # Calls added since 5.0 have one number on every architecture; the older ones don't.
-CLONE3 = 435
-CLOSE_RANGE = 436
 OPEN_TREE = 428
 MOVE_MOUNT = 429
 FSOPEN = 430
@@ -24,15 +22,12 @@ OPENAT2 = 437
 MOUNT_SETATTR = 442
 
 _OLD = {
-    "x86_64": {"pivot_root": 155, "capget": 125, "capset": 126, "seccomp": 317, "execveat": 322},
-    "aarch64": {"pivot_root": 41, "capget": 90, "capset": 91, "seccomp": 277, "execveat": 281},
+    "x86_64": {"capget": 125, "capset": 126},
+    "aarch64": {"capget": 90, "capset": 91},
 }
 _NUMBERS = _OLD.get(MACHINE, {})
-PIVOT_ROOT = _NUMBERS.get("pivot_root", -1)
 CAPGET = _NUMBERS.get("capget", -1)
 CAPSET = _NUMBERS.get("capset", -1)
-SECCOMP = _NUMBERS.get("seccomp", -1)
-EXECVEAT = _NUMBERS.get("execveat", -1)
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000

@@ -36,7 +36,6 @@ MOUNT_ATTR_RDONLY = 0x01
 MOUNT_ATTR_NOSUID = 0x02
 MOUNT_ATTR_NODEV = 0x04
 MOUNT_ATTR_NOEXEC = 0x08
-MOUNT_ATTR_IDMAP = 0x00100000
 
 _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
@@ -72,10 +71,6 @@ def umount(target: str, flags: int = 0) -> None:
         raise libc.fail(target)
 
 
-def pivot_root(new: str, old: str) -> None:
-    libc.syscall(libc.PIVOT_ROOT, os.fsencode(new), os.fsencode(old), path=new)
-
-
 def open_tree(
     path: str | bytes, *, directory: int = libc.AT_FDCWD, clone: bool = True, recursive: bool = True
 ) -> int:
@@ -89,13 +84,6 @@ def attach(tree: int, target: int) -> None:
     """move_mount(2): put a detached mount onto the file or folder that `target` (O_PATH) is."""
     flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
     libc.syscall(libc.MOVE_MOUNT, tree, b"", target, b"", flags)
-
-
-def attach_at(tree: int, target: str) -> None:
-    """The same by a path that nobody else can change meanwhile."""
-    libc.syscall(
-        libc.MOVE_MOUNT, tree, b"", libc.AT_FDCWD, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH, path=target
-    )
 
 
 def set_attributes(
@@ -113,14 +101,6 @@ def set_attributes(
         ctypes.sizeof(attributes),
         path=path or None,
     )
-
-
-def map_ids(tree: int, userns: int) -> None:
-    """Give a detached mount, and those below it, the ids of a user namespace (Linux ≥ 5.12)."""
-    attributes = _MountAttr(MOUNT_ATTR_IDMAP, 0, 0, userns)
-    flags = libc.AT_EMPTY_PATH | libc.AT_RECURSIVE
-    size = ctypes.sizeof(attributes)
-    libc.syscall(libc.MOUNT_SETATTR, tree, b"", flags, ctypes.byref(attributes), size)
 
 
 def new_filesystem(kind: str, options: dict[str, str | None] | None = None, attributes: int = 0) -> int:

@@ -9,10 +9,8 @@ import struct
 
 from knarr.kernel import libc
 
-PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
-PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -47,10 +45,6 @@ def start_time(pid: int) -> int:
     return int(text[text.rindex(b")") + 2 :].split()[19])
 
 
-def become_subreaper() -> None:
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
-
-
 def set_dumpable(*, on: bool) -> None:
     libc.prctl(PR_SET_DUMPABLE, int(on))
 
@@ -61,7 +55,3 @@ def no_new_privileges() -> None:
 
 def set_name(name: str) -> None:
     libc.prctl(PR_SET_NAME, name.encode()[:15])
-
-
-def die_with_parent(number: int = signal.SIGKILL) -> None:
-    libc.prctl(PR_SET_PDEATHSIG, int(number))

@@ -1,4 +1,4 @@
-"""From rules to a classic BPF program, and seccomp(2). Constants from linux/{seccomp,filter,bpf_common}.h.
+"""From rules to a classic BPF program. Constants from linux/{seccomp,filter,bpf_common}.h.
 
 The program looks the call's number up by binary search over runs of equal action.
 Out of scope: the rules (`seccomp_profile`).
@@ -6,7 +6,6 @@ Out of scope: the rules (`seccomp_profile`).
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import struct
 
@@ -44,21 +43,11 @@ _AT_ARGUMENTS = 16
 _X32 = 0x40000000
 _FAR = 255
 
-_SET_MODE_FILTER = 1
-_FLAG_SPEC_ALLOW = 4
-
 # the 32-bit calls that the same kernel serves
 _COMPANIONS = {"x86_64": ("x86_64", "i386"), "aarch64": ("aarch64",)}
 
 Instruction = tuple[int, int, int, int]
 """code, jump if true, jump if false, value"""
-
-
-def load(program: bytes) -> None:
-    """Put the filter (struct sock_filter[]) on this thread. Needs no_new_privs or SYS_ADMIN."""
-    buffer = ctypes.create_string_buffer(program, len(program))
-    header = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
-    libc.syscall(libc.SECCOMP, _SET_MODE_FILTER, _FLAG_SPEC_ALLOW, header)
 
 
 @functools.cache
