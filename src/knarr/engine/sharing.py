@@ -89,17 +89,18 @@ def check_users(spec: WorkloadSpec, mode: UserMode) -> None:
 
 def refuse_machine(spec: WorkloadSpec) -> None:
     """A machine has a kernel of its own. Raises `Unsupported` naming wall and option."""
+    wall = spec.isolation.value
     given = {_OPTIONS[kind]: getattr(spec.sharing, kind) for kind in _MODES}
     given["--network"] = spec.sharing.network
     for option, mode in given.items():
         if mode and mode != "private":
             raise Unsupported(
-                f"isolation microvm can't do {option} {mode}: a machine's namespaces are its own kernel's",
+                f"isolation {wall} can't do {option} {mode}: a machine's namespaces are its own kernel's",
                 hint="use --isolation container",
             )
     if spec.userns is not None and spec.userns.mode is not UserMode.HOST:
         raise Unsupported(
-            f"isolation microvm can't do --userns {spec.userns.mode.value}: its kernel is the wall, and root "
+            f"isolation {wall} can't do --userns {spec.userns.mode.value}: its kernel is the wall, and root "
             "inside is nobody on this host already",
             hint="leave it away, or use --isolation container",
         )
@@ -112,6 +113,8 @@ def _conflict(what: str, hint: str) -> Invalid:
 def resolve(spec: WorkloadSpec, table: Table) -> WorkloadSpec:
     """Names become ids: who is joined stays so when renamed. Raises `NotFound`, `Conflict`."""
     sharing = spec.sharing
+    if spec.isolation is not Isolation.CONTAINER:
+        refuse_machine(spec)
     if not sharing.joins():
         return spec
     found = {}
