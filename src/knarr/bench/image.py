@@ -45,9 +45,11 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
 
 def ensure(client: Client) -> dict[str, Any]:
     """The image as `inspect` shows it, imported when it isn't there."""
-    try:
-        return client.image(REFERENCE)
-    except NotFound:
-        for _ in client.import_image([rootfs_tar()], REFERENCE):
-            pass
-        return client.image(REFERENCE)
+    # on a connection of its own: one that was used for images is served by the framework from then on
+    with Client(client.root, client.run) as own:
+        try:
+            return own.image(REFERENCE)
+        except NotFound:
+            for _ in own.import_image([rootfs_tar()], REFERENCE):
+                pass
+            return own.image(REFERENCE)

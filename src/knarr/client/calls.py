@@ -58,12 +58,12 @@ def post(path: str, value: object = None) -> Call:
 
 
 def _plain(spec: WorkloadSpec | ExecSpec | Update | Mapping[str, Any]) -> Any:
-    """A spec as JSON values; the codec is only loaded for callers who have dataclasses."""
+    """A spec as JSON values, defaults left out; the codec is only loaded for callers who have dataclasses."""
     if isinstance(spec, dict):
         return spec
     from knarr.model import codec
 
-    return codec.to_json(spec)
+    return codec.changed(spec)
 
 
 def workload_path(name: str, tail: str = "") -> str:
@@ -162,8 +162,8 @@ def tag(name: str, reference: str) -> Call:
     return _post(image_path(name, "/tag"), {"reference": reference})
 
 
-def prune_images(*, unused: bool) -> Call:
-    return _post("/images/prune", {"all": unused})
+def prune_images(*, unused: bool, filters: Iterable[str]) -> Call:
+    return _post("/images/prune", {"all": unused}, query={"filter": tuple(filters)})
 
 
 # volumes
@@ -185,8 +185,8 @@ def remove_volume(name: str) -> Call:
     return Call("DELETE", volume_path(name))
 
 
-def prune_volumes(*, unused: bool) -> Call:
-    return _post("/volumes/prune", query={"all": unused})
+def prune_volumes(*, unused: bool, filters: Iterable[str]) -> Call:
+    return _post("/volumes/prune", query={"all": unused, "filter": tuple(filters)})
 
 
 # workloads
@@ -204,8 +204,8 @@ def plan(spec: WorkloadSpec | Mapping[str, Any]) -> Call:
     return _post("/workloads/plan", _plain(spec))
 
 
-def workloads(*, stopped: bool, filters: Iterable[str]) -> Call:
-    return Call("GET", "/workloads", {"all": stopped, "filter": tuple(filters)})
+def workloads(*, stopped: bool, filters: Iterable[str], sizes: bool) -> Call:
+    return Call("GET", "/workloads", {"all": stopped, "filter": tuple(filters), "size": sizes})
 
 
 def inspect(name: str) -> Call:
@@ -260,8 +260,8 @@ def resize(name: str, columns: int, rows: int, *, exec_id: str | None) -> Call:
     return _post(workload_path(name, "/resize"), query={"columns": columns, "rows": rows, "exec": exec_id})
 
 
-def prune() -> Call:
-    return _post("/workloads/prune")
+def prune(filters: Iterable[str]) -> Call:
+    return _post("/workloads/prune", query={"filter": tuple(filters)})
 
 
 def wait(name: str, condition: str) -> Call:

@@ -20,6 +20,7 @@ from knarr.engine.health import HealthChecks
 from knarr.engine.restarts import Restarts
 from knarr.model.errors import Conflict, Failed, KnarrError
 from knarr.model.state import EXIT_UNKNOWN, Status, move
+from knarr.model.workload import RestartKind
 from knarr.store.trees import Removal
 from knarr.volumes import mounts
 
@@ -214,9 +215,11 @@ class Lifecycle:
         ends = signum in (signal.SIGKILL, merge.stop_signal(w.spec, w.image.config))
         if ends and not w.stopped:
             w.stopped = True
-            self.save(w)
+            if w.spec.restart.kind is not RestartKind.NO:
+                # before the act: a daemon killed in between must not let its policy start it again
+                self.save(w)
         await self.driver(w).signal(w, signum)
-        self.emit(w, "kill", {"signal": str(signum)})
+        self.commit(w, "kill", {"signal": str(signum)})
         if ends and w.status is Status.PAUSED:
             await self.thaw(w)
 

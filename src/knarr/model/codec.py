@@ -36,6 +36,18 @@ def to_json(value: Any) -> Any:
     return value
 
 
+def changed(value: Any) -> dict[str, Any]:
+    """The same of a dataclass without what its defaults say; `from_json` gives the same value."""
+    found = {}
+    for field in dataclasses.fields(value):
+        given = getattr(value, field.name)
+        if field.default is dataclasses.MISSING or given != field.default:
+            if field.default_factory is not dataclasses.MISSING and given == field.default_factory():
+                continue
+            found[field.name] = changed(given) if dataclasses.is_dataclass(given) else to_json(given)
+    return found
+
+
 def from_json(cls: type[T], data: Any, where: str = "") -> T:
     """Build a `cls` from JSON values. Raises `Invalid` naming the offending field by its path."""
     hint: Any = cls
