@@ -84,7 +84,11 @@ def left(root: str, run: str, instance: str) -> list[str]:
     leaks += [f"control group: {path}" for path in glob.glob(f"/sys/fs/cgroup/*/knarr_{instance}")]
     leaks += [f"control group: {path}" for path in glob.glob(f"/sys/fs/cgroup/knarr_{instance}")]
     leaks += [f"link: {name}" for name in os.listdir("/sys/class/net") if name.startswith(f"kn{instance}")]
-    leaks += [f"nft table: {name}" for name in _tables() if name == f"knarr_{instance}"]
+    leaks += [
+        f"nft table: {kind} knarr_{instance}"
+        for kind in ("ip", "bridge")
+        if _has_table(kind, f"knarr_{instance}")
+    ]
     for path in (*glob.glob(f"{_LOCKS}/pool-*"), *glob.glob(f"{_LOCKS}/ids-*")):
         with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
             if file.read() == instance:
@@ -221,7 +225,7 @@ def _set(view: View, family: str, name: str) -> list[Any]:
         f"knarr_{view.instance}",
         name,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     if done.returncode:
         return []
     items = json.loads(done.stdout)["nftables"]
@@ -310,12 +314,10 @@ def _loops(root: str) -> list[str]:
     return there
 
 
-def _tables() -> list[str]:
-    done = subprocess.run(
-        ["nft", "-j", "list", "tables"], capture_output=True, text=True, check=False, timeout=20
-    )
-    items = json.loads(done.stdout)["nftables"] if done.returncode == 0 else []
-    return [item["table"]["name"] for item in items if "table" in item]
+def _has_table(family: str, name: str) -> bool:
+    # one table only: to list all of them costs seconds on a host with many elements of others
+    command = ["nft", "list", "table", family, name]
+    return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
 
 
 def _mount_points(process: str) -> list[str]:

@@ -103,6 +103,7 @@ GROUPS: dict[str, tuple[str, dict[str, str]]] = {
             "start": "daemon.START",
             "stop": "daemon.STOP",
             "status": "daemon.STATUS",
+            "upgrade": "daemon.UPGRADE",
             "run": "daemon.RUN",
         },
     ),

@@ -15,17 +15,19 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from knarr.keeper import protocol, roles
+from knarr.keeper import protocol, roles, scope
 from knarr.keeper.holder import HolderClient, listening
 from knarr.kernel import fds as descriptors
 from knarr.kernel.process import DEFAULT_PATH
 from knarr.model.errors import Conflict, Denied, Failed, Unavailable
+from knarr.store import state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 native = roles.native
 _DAEMON_PATIENCE = 15.0
+_CLAIM = "lock/instance"
 
 
 def start_instance(root: str, run: str, *, daemon: bool = True) -> dict[str, Any]:
@@ -74,11 +76,65 @@ def stop_instance(root: str, run: str, *, workloads: bool = False) -> dict[str, 
         holder.close()
         return {"stopped": True, "workloads": len(alive), "left": sorted(alive)}
     _kill_all(run, alive)
+    _unlink(state.claim_path(root))
     holder.quit()
     holder.close()
     for name in (protocol.MOVER, protocol.KEEPER, protocol.HOLDER, "knarr.sock", "docker.sock", "cri.sock"):
         _unlink(os.path.join(run, name))
     return {"stopped": True, "workloads": 0}
+
+
+def upgrade_instance(root: str, run: str) -> dict[str, Any]:
+    """Let every process of the engine become the program that is installed now; workloads go on.
+
+    The holder stays: it is a program of a few words whose descriptors nothing else may hold. Raises
+    `Unavailable` when nothing runs.
+    """
+    root, run = os.path.abspath(root), os.path.abspath(run)
+    with _only_one(run):
+        holder = _find(run)
+        if holder is None:
+            raise Unavailable(f"no daemon serves {run}", hint="knarr daemon start")
+        try:
+            state.check_version(root)
+            _claim(holder, root)
+            _end_daemon(holder)
+            wanted = roles.core(root, run)
+            before = holder.roles()
+            for name in (role for role in wanted if role != "daemon"):
+                holder.role(name, wanted[name])
+            if before.get("keeper"):
+                _upgrade_keeper(run)
+            for name in ("mover-0", "dns"):
+                # the holder starts them again at once; what they have open is the holder's
+                if before.get(name):
+                    os.kill(before[name], signal.SIGTERM)
+            holder.role("daemon", wanted["daemon"])
+        finally:
+            holder.close()
+    _wait_for_answer(run)
+    return instance_status(root, run)
+
+
+def _claim(holder: HolderClient, root: str) -> None:
+    """The lock on the id, which a holder of an earlier version does not have yet."""
+    if not holder.list(_CLAIM):
+        fd = state.claim_instance(root)
+        holder.put(_CLAIM, fd)
+        os.close(fd)
+
+
+def _upgrade_keeper(run: str) -> None:
+    """In place: the same process, so its children stay its children."""
+    end = time.monotonic() + _DAEMON_PATIENCE
+    while True:
+        with _keeper(run) as sock:
+            (answer,) = _ask(sock, type="upgrade")
+        if answer["type"] == "ok":
+            return
+        if time.monotonic() > end:
+            raise Unavailable(f"the keeper can't be upgraded now: {answer['message']}", hint="try again")
+        _pause()
 
 
 def _wait_for_answer(run: str) -> None:
@@ -169,13 +225,38 @@ def _find(run: str) -> HolderClient | None:
 
 
 def _start_holder(root: str, run: str) -> HolderClient:
+    # here, where the user reads the answer: the daemon can only write it into its log
+    state.check_version(root)
     lock = _lock(root)
+    try:
+        claim = state.claim_instance(root)
+    except BaseException:
+        os.close(lock)
+        raise
     log = os.open(
         os.path.join(root, "daemon.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
     )
     try:
-        done = subprocess.run(
-            roles.holder_argv(run),
+        code = _run_holder(roles.holder_argv(run), log, state.instance_id(root))
+        if code != 0:
+            raise Failed(f"the holder did not start (exit code {code})", hint=f"see {root}/daemon.log")
+        holder = HolderClient(run)
+        holder.put("lock", lock)
+        holder.put(_CLAIM, claim)
+        return holder
+    except FileNotFoundError as error:
+        raise Failed(f"{error.filename}: not built", hint="scripts/build-native") from error
+    finally:
+        for fd in (log, lock, claim):
+            os.close(fd)
+
+
+def _run_holder(argv: tuple[str, ...], log: int, instance: str) -> int:
+    """In a scope of its own where systemd gives one; else, and the log says why, in its starter's group."""
+
+    def run(command: tuple[str, ...]) -> int:
+        return subprocess.run(
+            command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -183,19 +264,14 @@ def _start_holder(root: str, run: str) -> HolderClient:
             env=_environment(),
             check=False,
             start_new_session=True,
-        )
-        if done.returncode != 0:
-            raise Failed(
-                f"the holder did not start (exit code {done.returncode})", hint=f"see {root}/daemon.log"
-            )
-        holder = HolderClient(run)
-        holder.put("lock", lock)
-        return holder
-    except FileNotFoundError as error:
-        raise Failed(f"{error.filename}: not built", hint="scripts/build-native") from error
-    finally:
-        os.close(log)
-        os.close(lock)
+            preexec_fn=lambda: scope.enter(instance),
+        ).returncode
+
+    wrapped = scope.wrap(argv, instance)
+    if wrapped and run(wrapped) == 0:
+        scope.settle(instance)
+        return 0
+    return run(argv)
 
 
 def _environment() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`start`, `stop [--workloads]`, `status` of an instance, for programs that may not import the keeper.
+"""`start`, `stop [--workloads]`, `status`, `upgrade` of an instance, for who may not import the keeper.
 
     control VERB ROOT RUN [--workloads]     prints one JSON object; an error is {"error": {…}} and exit code 1
 
@@ -30,7 +30,7 @@ def _obey(argv: list[str]) -> dict[str, Any]:
     flags = {word for word in argv if word.startswith("--")}
     words = [word for word in argv if word not in flags]
     if len(words) != 3 or not flags <= {"--workloads", "--no-daemon"}:
-        raise Invalid("usage: control start|stop|status ROOT RUN [--workloads]")
+        raise Invalid("usage: control start|stop|status|upgrade ROOT RUN [--workloads]")
     verb, root, run = words
     if verb == "start":
         return boot.start_instance(root, run, daemon="--no-daemon" not in flags)
@@ -38,4 +38,6 @@ def _obey(argv: list[str]) -> dict[str, Any]:
         return boot.stop_instance(root, run, workloads="--workloads" in flags)
     if verb == "status":
         return boot.instance_status(root, run)
-    raise Invalid(f"unknown verb {verb!r}", hint="start, stop or status")
+    if verb == "upgrade":
+        return boot.upgrade_instance(root, run)
+    raise Invalid(f"unknown verb {verb!r}", hint="start, stop, status or upgrade")

@@ -12,6 +12,8 @@ import secrets
 from knarr.model.errors import Conflict, Denied, Failed, Invalid
 
 FORMAT = 1
+CLAIMS = "/run/lock/knarr"
+"""what the instances of one host share"""
 _FOLDERS = ("images", "kernels", "jails", "workloads", "volumes")
 _RUN_FOLDERS = ("images", "dns")
 
@@ -24,8 +26,8 @@ class StateDir:
         self.run = os.path.abspath(run)
         try:
             self._make_folders()
-            self._check_version()
-            self.instance = self._instance()
+            check_version(self.root)
+            self.instance = instance_id(self.root)
         except PermissionError as error:
             raise Denied(
                 f"{error.filename or self.root}: permission denied", hint="knarr's daemon runs as root"
@@ -73,29 +75,57 @@ class StateDir:
         for folder in (self.run, *(os.path.join(self.run, name) for name in _RUN_FOLDERS)):
             os.makedirs(folder, mode=0o700, exist_ok=True)
 
-    def _check_version(self) -> None:
-        path = os.path.join(self.root, "version")
-        text = _read(path)
-        if text is None:
-            _publish(path, f"{FORMAT}\n")
-            return
-        if not text.strip().isdigit():
-            raise Invalid(f"{path}: {text.strip()[:40]!r} is not a format version")
-        if int(text) > FORMAT:
-            raise Invalid(
-                f"{self.root} has format {int(text)}, this knarr knows {FORMAT}", hint="use the newer knarr"
-            )
 
-    def _instance(self) -> str:
-        path = os.path.join(self.root, "instance")
-        text = _read(path)
-        if text is None:
-            _publish(path, secrets.token_hex(3) + "\n")
-            text = _read(path) or ""
-        value = text.strip()
-        if len(value) != 6 or any(digit not in "0123456789abcdef" for digit in value):
-            raise Invalid(f"{path}: {value[:40]!r} is not an instance id", hint="6 hex digits")
-        return value
+def check_version(root: str) -> None:
+    """A new ROOT gets today's format. Raises `Invalid` for one that this program does not know."""
+    path = os.path.join(root, "version")
+    text = _read(path)
+    if text is None:
+        _publish(path, f"{FORMAT}\n")
+        return
+    if not text.strip().isdigit():
+        raise Invalid(f"{path}: {text.strip()[:40]!r} is not a format version")
+    if int(text) > FORMAT:
+        raise Invalid(f"{root} has format {int(text)}, this knarr knows {FORMAT}", hint="use the newer knarr")
+
+
+def instance_id(root: str) -> str:
+    """Made once, 6 hex digits. Raises `Invalid` for anything else in its file."""
+    path = os.path.join(root, "instance")
+    text = _read(path)
+    if text is None:
+        _publish(path, secrets.token_hex(3) + "\n")
+        text = _read(path) or ""
+    value = text.strip()
+    if len(value) != 6 or any(digit not in "0123456789abcdef" for digit in value):
+        raise Invalid(f"{path}: {value[:40]!r} is not an instance id", hint="6 hex digits")
+    return value
+
+
+def claim_instance(root: str, folder: str = CLAIMS) -> int:
+    """The id is in names that the whole host shares: a lock, whose descriptor is the caller's, keeps a copied
+    ROOT from starting beside the first. Raises `Conflict`.
+    """
+    path = claim_path(root, folder)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # the one before may have removed it between our opening and our locking
+            if os.path.exists(path) and os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        except BlockingIOError as error:
+            os.close(fd)
+            raise Conflict(
+                f"instance {instance_id(root)} runs already, from another folder than {root}",
+                hint=f"is this a copy? without {root}/instance it becomes an instance of its own",
+            ) from error
+        os.close(fd)
+
+
+def claim_path(root: str, folder: str = CLAIMS) -> str:
+    return os.path.join(folder, f"instance-{instance_id(root)}")
 
 
 def _read(path: str) -> str | None:

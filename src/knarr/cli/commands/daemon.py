@@ -53,6 +53,15 @@ def stop(context: Context, a: Arguments) -> int:
     return 0
 
 
+def upgrade(context: Context, a: Arguments) -> int:
+    transport.control(["upgrade", context.root, context.run])
+    _wait_until_served(context)
+    if not a.quiet:
+        version = context.connect(start=False).version()["version"]
+        say(f"the engine at {context.run} is knarr {version} now; workloads went on")
+    return 0
+
+
 def _status(context: Context) -> dict[str, Any]:
     found = transport.control(["status", context.root, context.run])
     # 0 means "not now" there; a script that kills what it reads here would kill its own process group
@@ -138,5 +147,12 @@ STATUS = Command(
     "",
     (Option("-f --format", "json, or a template such as '{{.pid}}'", value="FORMAT"),),
     notes="Exits with 1 when no daemon runs.",
+)
+UPGRADE = Command(
+    upgrade,
+    "let the engine's processes become the version installed now; workloads go on",
+    "",
+    (Option("-q --quiet", "say nothing"),),
+    notes="After a new version was put in the old one's place. microVMs keep the agent they booted with.",
 )
 RUN = Command(run, "start the engine and stay in the foreground, for a service manager", "")
