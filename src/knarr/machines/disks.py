@@ -18,7 +18,7 @@ _OPTIONS = "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"
 _FORM = ("-q", "-F", "-m", "0", "-J", "size=8", "-i", "65536")
 _FOLDERS = ("upper", "work")
 """what the overlay needs: to make them in the guest would cost its start some 14 ms"""
-_VERSION = "2"
+_VERSION = "3"
 
 
 def make_upper(root: str, path: str) -> None:
@@ -42,7 +42,9 @@ def _format(template: str) -> None:
     try:
         with tempfile.TemporaryDirectory() as content:
             for name in _FOLDERS:
-                os.mkdir(os.path.join(content, name), 0o755)
+                folder = os.path.join(content, name)
+                os.mkdir(folder)
+                os.chmod(folder, 0o755)  # the workload's root, whatever the daemon's umask
             done = subprocess.run(
                 (_MKFS, *_FORM, "-E", _OPTIONS, "-d", content, file.name),
                 stdin=subprocess.DEVNULL,
