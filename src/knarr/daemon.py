@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import gc
 import logging
 import os
@@ -160,10 +161,9 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
     drivers: dict[Isolation, Driver] = {}
     volumes = Volumes(VolumeStore(state.volumes), table, events, keeper)
     life = Lifecycle(table, db, events, drivers, keeper=keeper, volumes=volumes)
-    ranges = Ranges(state.instance, holder)
     settings = SettingsFile(state.root)
-    users = UserNamespaces(ranges, settings, table)
-    life.before_start = lambda w: _before_start(life, users, w)
+    users = UserNamespaces(Ranges(state.instance, holder), settings, table)
+    life.before_start = functools.partial(_before_start, life, users)
     keeper.on_exit = life.on_exit
     images.unmount = keeper.unmount
     hello = await keeper.connect()

@@ -280,7 +280,7 @@ def test_the_hosts_user_keeps_its_id(container: Wall, tmp_path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     os.chown(home, 1234, 1235)
-    words = ("run", "--rm", "--userns", "keep-id:uid=77,gid=78", "-v", f"{home}:/home/me")
+    words = ("run", "--rm", "--userns", "keep-id:uid=77,gid=78", "-v", f"{home}:/srv/me")
     process = container.instance.popen(
         *words,
         *(
@@ -289,7 +289,7 @@ def test_the_hosts_user_keeps_its_id(container: Wall, tmp_path) -> None:
             IMAGE,
             "sh",
             "-c",
-            "id -u; touch /home/me/new; stat -c %u:%g /home/me",
+            "id -u; touch /srv/me/new; stat -c %u:%g /srv/me",
         ),
         env={**os.environ, "SUDO_UID": "1234", "SUDO_GID": "1235"},
         stdout=subprocess.PIPE,
