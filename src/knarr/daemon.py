@@ -200,9 +200,7 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
     )
     adopt.load(engine)
     await adopt.adopt(engine, hello.running, hello.exits)
-    watch = LogWatch(state.run, life)
-    watch.start()
-    stack.callback(watch.close)
+    stack.callback(LogWatch(state.run, life).start().close)
     stack.push_async_callback(engine.close)
     return engine
 

@@ -321,8 +321,8 @@ class AsyncClient:
     async def tag(self, name: str, reference: str) -> None:
         await self._json(calls.tag(name, reference))
 
-    async def prune_images(self, *, unused: bool = False) -> Document:
-        return await self._json(calls.prune_images(unused=unused))  # type: ignore[no-any-return]
+    async def prune_images(self, *, unused: bool = False, filters: Iterable[str] = ()) -> Document:
+        return await self._json(calls.prune_images(unused=unused, filters=filters))  # type: ignore[no-any-return]
 
     async def create_volume(
         self, name: str = "", *, labels: Mapping[str, str] | None = None, driver: str = "local"
@@ -339,9 +339,9 @@ class AsyncClient:
     async def remove_volume(self, name: str) -> None:
         await self._json(calls.remove_volume(name))
 
-    async def prune_volumes(self, *, unused: bool = False) -> Document:
+    async def prune_volumes(self, *, unused: bool = False, filters: Iterable[str] = ()) -> Document:
         """`unused`: also those with a name."""
-        return await self._json(calls.prune_volumes(unused=unused))  # type: ignore[no-any-return]
+        return await self._json(calls.prune_volumes(unused=unused, filters=filters))  # type: ignore[no-any-return]
 
     async def create(self, spec: WorkloadSpec | Mapping[str, Any]) -> Created:
         return await self._json(calls.create(spec))  # type: ignore[no-any-return]
@@ -353,8 +353,10 @@ class AsyncClient:
     async def plan(self, spec: WorkloadSpec | Mapping[str, Any]) -> PlanSteps:
         return await self._json(calls.plan(spec))  # type: ignore[no-any-return]
 
-    async def workloads(self, *, stopped: bool = False, filters: Iterable[str] = ()) -> list[Summary]:
-        return await self._json(calls.workloads(stopped=stopped, filters=filters))  # type: ignore[no-any-return]
+    async def workloads(
+        self, *, stopped: bool = False, filters: Iterable[str] = (), sizes: bool = False
+    ) -> list[Summary]:
+        return await self._json(calls.workloads(stopped=stopped, filters=filters, sizes=sizes))  # type: ignore[no-any-return]
 
     async def inspect(self, name: str) -> Document:
         return await self._json(calls.inspect(name))  # type: ignore[no-any-return]
@@ -400,8 +402,8 @@ class AsyncClient:
     async def resize(self, name: str, columns: int, rows: int, *, exec_id: str | None = None) -> None:
         await self._json(calls.resize(name, columns, rows, exec_id=exec_id))
 
-    async def prune(self) -> Document:
-        return await self._json(calls.prune())  # type: ignore[no-any-return]
+    async def prune(self, filters: Iterable[str] = ()) -> Document:
+        return await self._json(calls.prune(filters))  # type: ignore[no-any-return]
 
     async def wait(self, name: str, condition: Condition = "not-running") -> WaitResult:
         return await self._json(calls.wait(name, condition))  # type: ignore[no-any-return]

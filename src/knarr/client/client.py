@@ -264,9 +264,9 @@ class Client(ImageCalls):
     def tag(self, name: str, reference: str) -> None:
         self._json(calls.tag(name, reference))
 
-    def prune_images(self, *, unused: bool = False) -> Document:
+    def prune_images(self, *, unused: bool = False, filters: Iterable[str] = ()) -> Document:
         """Without `unused` only images without a name go."""
-        return self._json(calls.prune_images(unused=unused))  # type: ignore[no-any-return]
+        return self._json(calls.prune_images(unused=unused, filters=filters))  # type: ignore[no-any-return]
 
     # workloads
 
@@ -285,9 +285,9 @@ class Client(ImageCalls):
     def remove_volume(self, name: str) -> None:
         self._json(calls.remove_volume(name))
 
-    def prune_volumes(self, *, unused: bool = False) -> Document:
+    def prune_volumes(self, *, unused: bool = False, filters: Iterable[str] = ()) -> Document:
         """`unused`: also those with a name."""
-        return self._json(calls.prune_volumes(unused=unused))  # type: ignore[no-any-return]
+        return self._json(calls.prune_volumes(unused=unused, filters=filters))  # type: ignore[no-any-return]
 
     def create(self, spec: WorkloadSpec | Mapping[str, Any]) -> Created:
         return self._json(calls.create(spec))  # type: ignore[no-any-return]
@@ -299,9 +299,11 @@ class Client(ImageCalls):
     def plan(self, spec: WorkloadSpec | Mapping[str, Any]) -> PlanSteps:
         return self._json(calls.plan(spec))  # type: ignore[no-any-return]
 
-    def workloads(self, *, stopped: bool = False, filters: Iterable[str] = ()) -> list[Summary]:
+    def workloads(
+        self, *, stopped: bool = False, filters: Iterable[str] = (), sizes: bool = False
+    ) -> list[Summary]:
         """`filters`: `key=value` as docker's; `stopped`: also those that do not run."""
-        return self._json(calls.workloads(stopped=stopped, filters=filters))  # type: ignore[no-any-return]
+        return self._json(calls.workloads(stopped=stopped, filters=filters, sizes=sizes))  # type: ignore[no-any-return]
 
     def inspect(self, name: str) -> Document:
         return self._json(calls.inspect(name))  # type: ignore[no-any-return]
@@ -346,8 +348,8 @@ class Client(ImageCalls):
     def resize(self, name: str, columns: int, rows: int, *, exec_id: str | None = None) -> None:
         self._json(calls.resize(name, columns, rows, exec_id=exec_id))
 
-    def prune(self) -> Document:
-        return self._json(calls.prune())  # type: ignore[no-any-return]
+    def prune(self, filters: Iterable[str] = ()) -> Document:
+        return self._json(calls.prune(filters))  # type: ignore[no-any-return]
 
     def wait(self, name: str, condition: Condition = "not-running") -> WaitResult:
         return self._json(calls.wait(name, condition))  # type: ignore[no-any-return]

@@ -36,16 +36,20 @@ async def usage(engine: Engine) -> dict[str, Any]:
 
 
 def _workload(w: Workload) -> dict[str, Any]:
-    layer = _allocated(os.path.join(w.dir, "upper")) + _allocated(os.path.join(w.dir, "upper.img"))
     return {
         "id": w.id,
         "name": w.name,
         "status": w.status.value,
         "image": w.spec.image,
         "isolation": w.spec.isolation.value,
-        "layer": layer,
+        "layer": layer_size(w.dir),
         "logs": _allocated(os.path.join(w.dir, "log")),
     }
+
+
+def layer_size(folder: str) -> int:
+    """Bytes on the disk of the writable layer below a workload's folder."""
+    return sum(_allocated(os.path.join(folder, name)) for name in ("upper", "upper.img"))
 
 
 def _allocated(path: str) -> int:

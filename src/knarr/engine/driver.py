@@ -108,6 +108,8 @@ class Stats:
     write_bytes: int = 0
     rx_bytes: int = 0
     tx_bytes: int = 0
+    rx_packets: int = 0
+    tx_packets: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

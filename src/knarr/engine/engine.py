@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from knarr.engine import (
     acts,
     changes,
+    disk,
     logdrivers,
     merge,
     mountfiles,
@@ -27,7 +28,7 @@ from knarr.engine import (
     validate,
     views,
 )
-from knarr.engine.driver import Closing, Provisioner, Workload
+from knarr.engine.driver import Closing, Provisioner, Reserving, Workload
 from knarr.engine.jobs import Job
 from knarr.engine.streams import ExecTerminal
 from knarr.engine.table import Entry, Table
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from knarr.engine.events import EventLog
     from knarr.engine.images import Images
     from knarr.engine.lifecycle import Lifecycle
+    from knarr.engine.prunes import Filters
     from knarr.engine.streams import Streams, Terminal
     from knarr.engine.system import System
     from knarr.engine.userns import UserNamespaces
@@ -83,15 +85,16 @@ class Engine:
 
     async def create(self, spec: WorkloadSpec) -> Workload:
         """Raises `NotFound` (image), `Invalid`, `Unsupported`, `Conflict` (name)."""
-        w = self._draft(spec)
+        w = self._draft(spec, reserve=True)
         with self.volumes.claimed(w), self.users.claimed(w):
             await self._make(w)
         return w
 
     async def _make(self, w: Workload) -> None:
         async with AsyncExitStack() as undo:
-            os.mkdir(w.dir, 0o700)
             undo.push_async_callback(self.life.delete_folder, w.dir)
+            if not os.path.isdir(w.dir):  # else a wall had it ready
+                os.mkdir(w.dir, 0o700)
             logdrivers.make(self.state.run, w)
             driver = self.life.driver(w)
             await driver.prepare(w)
@@ -106,13 +109,14 @@ class Engine:
         w = self._draft(spec)
         return self.life.driver(w).plan(w)
 
-    def _draft(self, spec: WorkloadSpec) -> Workload:
+    def _draft(self, spec: WorkloadSpec, *, reserve: bool = False) -> Workload:
         driver = self._driver(spec)
         spec = sharing.resolve(self.users.complete(validate.spec(spec)), self.table)
         image = self.images.get(spec.image)
         spec = self.volumes.complete(spec, image)
         spec = dataclasses.replace(spec, log=logdrivers.complete(spec.log, self.settings.read().log))
-        workload_id = names.new_id()
+        ready = driver.reserve(spec, image) if reserve and isinstance(driver, Reserving) else None
+        workload_id = ready or names.new_id()
         hostname = spec.hostname or sharing.hostname(spec, workload_id, self.table)
         process = merge.merge(spec, image.config, hostname, self.capabilities(spec.security))
         merge.stop_signal(spec, image.config)
@@ -157,13 +161,23 @@ class Engine:
     def find(self, text: str) -> Entry:
         return self.table.find(text)
 
-    def ls(self, *, stopped: bool, filters: list[str]) -> list[dict[str, Any]]:
-        """Newest first; a status filter asks for stopped ones as well, as docker's does."""
-        wanted = views.parse_filters(filters)
+    async def ls(self, *, stopped: bool, filters: list[str], sizes: bool = False) -> list[dict[str, Any]]:
+        """Newest first; a status filter asks for stopped ones as well, as docker's does. `sizes`: with
+        `size`, the bytes of its writable layer on the disk.
+        """
+        wanted = views.parse_filters(filters, self._created)
         everything = stopped or "status" in wanted or "exited" in wanted
         found = [e.w for e in self.table if everything or e.w.status.alive]
-        found = [w for w in found if views.matches(w, wanted)]
-        return [views.summary(w) for w in sorted(found, key=lambda w: w.created, reverse=True)]
+        found = sorted((w for w in found if views.matches(w, wanted)), key=lambda w: w.created, reverse=True)
+        rows = [views.summary(w) for w in found]
+        for w, row in zip(found, rows, strict=True) if sizes else ():
+            row["size"] = await asyncio.to_thread(disk.layer_size, w.dir)
+            row["size_image"] = w.image.size
+        return rows
+
+    def _created(self, name: str) -> str:
+        """Of the workload of that name, for `before` and `since`."""
+        return str(self.find(name).w.created)
 
     def inspect(self, text: str) -> dict[str, Any]:
         w = self.find(text).w
@@ -230,10 +244,12 @@ class Engine:
     async def remove(self, text: str, *, force: bool, volumes: bool = False) -> None:
         await self.life.remove(self.find(text), force=force, volumes=volumes)
 
-    async def prune(self) -> list[str]:
+    async def prune(self, filters: Filters) -> list[str]:
         """Remove what does not run; the ids."""
         removed = []
         for entry in self.table:
+            if not filters.match(entry.w.created, views.labels(entry.w)):
+                continue
             if entry.w.status in (Status.CREATED, Status.EXITED) and not entry.lock.locked():
                 try:
                     await self.life.remove(entry)

@@ -10,6 +10,7 @@ import asyncio
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from knarr.engine.imagetools import ImageTools
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from knarr.engine.events import EventLog
+    from knarr.engine.prunes import Filters
     from knarr.images.store import ImageStore
     from knarr.model.resource import Image
 
@@ -187,11 +189,24 @@ class Images:
             except (KnarrError, OSError):
                 continue  # in use by a copy that is ending, or the keeper is away: its next mount looks again
 
-    async def prune(self, *, everything: bool, used: set[str]) -> Any:
+    async def prune(self, *, everything: bool, used: set[str], filters: Filters) -> Any:
         before = self._trees()
-        removed = await asyncio.to_thread(self.store.prune, everything, used)
+        kept = {
+            image.id
+            for image in self.store.list()
+            if not filters.match(_nanoseconds(image.created), image.config.labels)
+        }
+        removed = await asyncio.to_thread(self.store.prune, everything, used | kept)
         await self._let_go(before)
         return codec.to_json(removed)
+
+
+def _nanoseconds(text: str) -> int:
+    """Of an image's creation; one that doesn't say is as old as can be."""
+    try:
+        return int(datetime.fromisoformat(text).timestamp() * 1e9)
+    except ValueError:
+        return 0
 
 
 def view(image: Image) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from knarr.engine import events, logdrivers, merge, records
+from knarr.engine import events, logdrivers, merge, records, views
 from knarr.engine.driver import ExecExits, ExitResult
 from knarr.engine.health import HealthChecks
 from knarr.engine.restarts import Restarts
@@ -354,4 +354,4 @@ class Lifecycle:
 
 
 def _attributes(w: Workload) -> dict[str, str]:
-    return {"name": w.name, "image": w.spec.image, "isolation": w.spec.isolation.value}
+    return {**views.labels(w), "name": w.name, "image": w.spec.image, "isolation": w.spec.isolation.value}

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import sqlite3
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from knarr.keeper import waiting
 from knarr.kernel import inotify
@@ -29,11 +29,12 @@ class LogWatch:
         self._known: dict[str, str] = {}
         self._fd = -1
 
-    def start(self) -> None:
+    def start(self) -> Self:
         os.makedirs(waiting.folder(self._run), 0o700, exist_ok=True)
         self._fd = inotify.watch(waiting.folder(self._run), removals=True)
         asyncio.get_running_loop().add_reader(self._fd, self._look)
         self._look()
+        return self
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._fd)

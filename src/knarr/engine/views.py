@@ -31,8 +31,13 @@ def summary(w: Workload) -> dict[str, Any]:
         "finished": w.finished,
         "address": w.attachment.address if w.attachment and w.status.alive else "",
         "ports": codec.to_json(w.ports),
-        "labels": {**w.image.config.labels, **w.spec.labels},
+        "labels": labels(w),
     }
+
+
+def labels(w: Workload) -> dict[str, str]:
+    """The image's, and its own over them."""
+    return {**w.image.config.labels, **w.spec.labels}
 
 
 def inspect(w: Workload) -> dict[str, Any]:
@@ -74,8 +79,32 @@ def _by_status(w: Workload, value: str) -> bool:
 
 def _by_label(w: Workload, value: str) -> bool:
     key, equals, wanted = value.partition("=")
-    labels = {**w.image.config.labels, **w.spec.labels}
-    return key in labels and (not equals or labels[key] == wanted)
+    found = labels(w)
+    return key in found and (not equals or found[key] == wanted)
+
+
+def _by_name(w: Workload, value: str) -> bool:
+    """Part of the name; `^` and `$` are its ends, and a leading `/` is docker's way of writing names."""
+    start, end = value.startswith(("^", "/")), value.endswith("$")
+    text = value.lstrip("^/").removesuffix("$")
+    if start and end:
+        return w.name == text
+    if start or end:
+        return w.name.startswith(text) if start else w.name.endswith(text)
+    return text in w.name
+
+
+def _by_volume(w: Workload, value: str) -> bool:
+    return any(value in (wanted.source, wanted.target) for wanted in w.spec.mounts)
+
+
+def _by_port(w: Workload, value: str) -> bool:
+    """`80`, `80/tcp`, of the host's side or inside."""
+    number, _, protocol = value.partition("/")
+    return any(
+        number in (str(port.host_port), str(port.container_port)) and protocol in ("", port.protocol)
+        for port in w.ports or w.spec.ports
+    )
 
 
 def _by_image(w: Workload, value: str) -> bool:
@@ -93,25 +122,33 @@ def _by_image(w: Workload, value: str) -> bool:
 
 _FILTERS: dict[str, Callable[[Workload, str], bool]] = {
     "id": lambda w, value: w.id.startswith(value),
-    "name": lambda w, value: value in w.name,
+    "name": _by_name,
     "status": _by_status,
     "label": _by_label,
     "ancestor": _by_image,
     "image": _by_image,
     "isolation": lambda w, value: w.spec.isolation.value == value,
     "health": lambda w, value: w.status.running and w.health.get("status", "none") == value,
+    "before": lambda w, value: w.created < int(value),
+    "since": lambda w, value: w.created > int(value),
+    "volume": _by_volume,
+    "network": lambda w, value: w.spec.network.value == value,
+    "publish": _by_port,
+    "expose": _by_port,
     "exited": lambda w, value: w.status is Status.EXITED and str(w.exit_code) == value,
 }
 
 
-def parse_filters(texts: list[str]) -> dict[str, list[str]]:
-    """`key=value` each; values of one key are alternatives, keys must all hold. Raises `Invalid`."""
+def parse_filters(texts: list[str], created: Callable[[str], str]) -> dict[str, list[str]]:
+    """`key=value` each; values of one key are alternatives, keys must all hold. `created`: when the workload
+    that `before` or `since` names was made. Raises `Invalid`, `NotFound`.
+    """
     filters: dict[str, list[str]] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or key not in _FILTERS:
             raise Invalid(f"filter {text!r} is unknown", hint="KEY=VALUE with " + ", ".join(sorted(_FILTERS)))
-        filters.setdefault(key, []).append(value)
+        filters.setdefault(key, []).append(created(value) if key in ("before", "since") else value)
     return filters
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from knarr.engine.driver import Workload
     from knarr.engine.events import EventLog
+    from knarr.engine.prunes import Filters
     from knarr.engine.table import Table
     from knarr.keeper.link import KeeperLink
     from knarr.model.resource import Image
@@ -183,10 +184,14 @@ class Volumes:
             )
         await self._delete(name)
 
-    async def prune(self, *, named: bool) -> list[str]:
+    async def prune(self, *, named: bool, filters: Filters) -> list[str]:
         """Remove those that no workload uses: without a name, or all of them."""
         unused = [
-            item.name for item in self._store if (named or item.anonymous) and not self._users(item.name)
+            item.name
+            for item in self._store
+            if (named or item.anonymous)
+            and filters.match(item.created, item.labels)
+            and not self._users(item.name)
         ]
         for name in unused:
             await self._delete(name)

@@ -61,14 +61,15 @@ def disk_traffic(text: bytes) -> tuple[int, int]:
     return read_bytes, written
 
 
-def net_traffic(text: bytes) -> tuple[int, int]:
-    """(received, sent) bytes of eth0 in /proc/net/dev."""
+def net_traffic(text: bytes) -> dict[str, int]:
+    """Counters of eth0 in /proc/net/dev."""
     for line in text.split(b"\n"):
         name, colon, rest = line.partition(b":")
         fields = rest.split()
-        if colon and name.strip() == b"eth0" and len(fields) >= 9:
-            return _number(fields[0]), _number(fields[8])
-    return 0, 0
+        if colon and name.strip() == b"eth0" and len(fields) >= 10:
+            places = {"rx_bytes": 0, "rx_packets": 1, "tx_bytes": 8, "tx_packets": 9}
+            return {key: _number(fields[place]) for key, place in places.items()}
+    return {}
 
 
 def _number(text: bytes) -> int:

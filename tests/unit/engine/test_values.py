@@ -98,13 +98,13 @@ def test_inspect_shows_plain_values():
     ],
 )
 def test_filters(filters, found):
-    assert views.matches(workload(), views.parse_filters(filters)) is found
+    assert views.matches(workload(), views.parse_filters(filters, str)) is found
 
 
 @pytest.mark.parametrize("text", ["x", "x=1", "=1"])
 def test_bad_filters(text):
     with pytest.raises(Invalid):
-        views.parse_filters([text])
+        views.parse_filters([text], str)
 
 
 def test_table_finds_by_id_name_and_unique_beginning():

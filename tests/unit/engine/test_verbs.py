@@ -71,7 +71,7 @@ def test_a_refused_limit_leaves_all_as_it_was(tmp_path) -> None:
     layout = Layout(version=2, roots={"unified": str(tmp_path)}, controllers=("memory", "pids"))
     for name in ("memory.max", "cpu.max", "pids.max"):
         (tmp_path / name).write_text("")
-    old, new = Resources(pids=5), Resources(pids=6, cpuset="0")
+    old, new = Resources(pids=5), Resources(pids=6, cpuset="1")
     paths = {"unified": str(tmp_path)}
     # there is no cpuset.cpus
     with pytest.raises(FileNotFoundError):

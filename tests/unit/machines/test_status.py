@@ -51,4 +51,6 @@ def test_anything_is_read(data):
 def test_counters():
     assert status.disk_traffic(b"254:0 rbytes=10 wbytes=20 rios=1\n254:16 rbytes=5 wbytes=0\n") == (15, 20)
     table = b"Inter-|\n face |bytes\n    lo: 1 2 3 4 5 6 7 8 9 10\n  eth0: 100 1 0 0 0 0 0 0 200 2\n"
-    assert status.net_traffic(table) == (100, 200)
+    found = {"rx_bytes": 100, "rx_packets": 1, "tx_bytes": 200, "tx_packets": 2}
+    assert status.net_traffic(table) == found
+    assert status.net_traffic(b"") == {}

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from knarr.api import http
-from knarr.api.native.routes import Call, Param, Route
+from knarr.api.native.routes import PRUNE_FILTER, Call, Param, Route, moment
+from knarr.engine import prunes
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -83,9 +84,8 @@ async def tag_image(call: Call) -> dict[str, Any]:
 
 
 async def prune_images(call: Call) -> dict[str, Any]:
-    return {
-        "removed": await call.engine.images.prune(everything=call.body.all, used=call.engine.images_in_use())
-    }
+    used, filters = call.engine.images_in_use(), prunes.parse(call.query["filter"], moment)
+    return {"removed": await call.engine.images.prune(everything=call.body.all, used=used, filters=filters)}
 
 
 _BASE = "/v1/images"
@@ -136,6 +136,7 @@ ROUTES = (
         act=prune_images,
         text="Remove images that have no name, or (all) no workload",
         body=PruneRequest,
+        query=(PRUNE_FILTER,),
     ),
     Route(method="GET", path=_BASE, act=list_images, text="List images"),
     Route(

@@ -37,6 +37,9 @@ class Param:
     required: bool = False
 
 
+PRUNE_FILTER = Param(name="filter", kind="list", text="until=TIME, label=NAME[=VALUE], label!=NAME[=VALUE]")
+
+
 @dataclass(kw_only=True, slots=True)
 class Call:
     """One request, parsed."""

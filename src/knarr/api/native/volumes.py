@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from knarr.api.native.routes import Call, Param, Route
-from knarr.model.errors import Unsupported
+from knarr.api.native.routes import PRUNE_FILTER, Call, Param, Route, moment
+from knarr.engine import prunes
+from knarr.model.errors import Invalid, Unsupported
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +40,10 @@ async def remove_volume(call: Call) -> dict[str, Any]:
 
 
 async def prune_volumes(call: Call) -> dict[str, Any]:
-    return {"removed": await call.engine.volumes.prune(named=call.query["all"])}
+    filters = prunes.parse(call.query["filter"], moment)
+    if filters.until is not None:
+        raise Invalid("filter 'until' is not there for volumes", hint="label=NAME[=VALUE]")
+    return {"removed": await call.engine.volumes.prune(named=call.query["all"], filters=filters)}
 
 
 _BASE = "/v1/volumes"
@@ -60,7 +64,7 @@ ROUTES = (
         path=_BASE + "/prune",
         act=prune_volumes,
         text="Remove volumes that no workload uses",
-        query=(Param(name="all", kind="bool", text="those with a name too", default=False),),
+        query=(Param(name="all", kind="bool", text="those with a name too", default=False), PRUNE_FILTER),
     ),
     Route(method="GET", path=_BASE, act=list_volumes, text="List volumes"),
     Route(method="GET", path=_ONE, act=inspect_volume, text="One volume", errors=("not_found",)),

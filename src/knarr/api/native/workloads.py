@@ -7,7 +7,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from knarr.api import http
-from knarr.api.native.routes import Call, Param, Route
+from knarr.api.native.routes import PRUNE_FILTER, Call, Param, Route, moment
+from knarr.engine import prunes
 from knarr.model.errors import Invalid
 from knarr.model.workload import Update, WorkloadSpec
 
@@ -36,7 +37,8 @@ async def plan(call: Call) -> dict[str, Any]:
 
 
 async def ls(call: Call) -> list[dict[str, Any]]:
-    return call.engine.ls(stopped=call.query["all"], filters=call.query["filter"])
+    query = call.query
+    return await call.engine.ls(stopped=query["all"], filters=query["filter"], sizes=query["size"])
 
 
 async def inspect(call: Call) -> dict[str, Any]:
@@ -109,7 +111,7 @@ async def resize(call: Call) -> dict[str, Any]:
 
 
 async def prune(call: Call) -> dict[str, Any]:
-    return {"removed": await call.engine.prune()}
+    return {"removed": await call.engine.prune(prunes.parse(call.query["filter"], moment))}
 
 
 _BASE = "/v1/workloads"
@@ -141,6 +143,7 @@ ROUTES = (
         act=prune,
         small=True,
         text="Remove every workload that does not run",
+        query=(PRUNE_FILTER,),
     ),
     Route(
         method="GET",
@@ -151,6 +154,7 @@ ROUTES = (
         query=(
             Param(name="all", kind="bool", text="also those that do not run", default=False),
             Param(name="filter", kind="list", text="KEY=VALUE"),
+            Param(name="size", kind="bool", text="with the size of each writable layer", default=False),
         ),
     ),
     Route(

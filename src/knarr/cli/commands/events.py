@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-KEYS = ("type", "event", "container", "workload", "image", "label")
+KEYS = ("type", "event", "container", "workload", "image", "volume", "network", "daemon", "label")
 
 
 def events(context: Context, a: Arguments) -> int:
@@ -54,6 +54,8 @@ def _match(event: dict[str, Any], key: str, value: str) -> bool:
         return name in attributes and (not equals or attributes[name] == wanted)
     if key == "image":
         return value in (event.get("id"), attributes.get("image"))
+    if key in ("volume", "network", "daemon") and event.get("type") != key:
+        return False
     return str(event.get("id", "")).startswith(value) or attributes.get("name") == value
 
 

@@ -1,4 +1,4 @@
-"""`image ls inspect rm prune tag`."""
+"""`image ls inspect rm tag`."""
 
 from __future__ import annotations
 
@@ -108,21 +108,6 @@ def removed(answer: Any) -> list[str]:
     return [str(item) for item in answer or ()]
 
 
-def prune(context: Context, a: Arguments) -> int:
-    from knarr.cli.prompt import sure
-
-    what = "every image that no workload uses" if a.all else "every image without a name"
-    if not a.force and not sure(f"remove {what}?"):
-        return 1
-    answer = context.client.prune_images(unused=a.all)
-    for item in removed(answer):
-        say(item)
-    freed = answer.get("freed") if isinstance(answer, dict) else None
-    if isinstance(freed, int):
-        say(f"{format_bytes(freed)} freed")
-    return 0
-
-
 def tag(context: Context, a: Arguments) -> int:
     context.client.tag(*a.operands)
     return 0
@@ -154,11 +139,5 @@ RM = Command(
     "IMAGE [IMAGE...]",
     (Option("-f --force", "even if a stopped workload uses it; no error if it isn't there"),),
     complete="image",
-)
-PRUNE = Command(
-    prune,
-    "remove images that nobody needs",
-    "",
-    (Option("-a --all", "all that no workload uses"), Option("-f --force", "don't ask")),
 )
 TAG = Command(tag, "give an image one more name", "IMAGE NEW_NAME", complete="image")

@@ -1,4 +1,4 @@
-"""`start stop kill rm wait prune`: one call per named workload, names printed as they are done."""
+"""`start stop kill rm wait`: one call per named workload, names printed as they are done."""
 
 from __future__ import annotations
 
@@ -54,19 +54,6 @@ def wait(context: Context, a: Arguments) -> int:
     return failed
 
 
-def prune(context: Context, a: Arguments) -> int:
-    from knarr.cli.prompt import sure
-
-    if not a.force and not sure("remove every workload that does not run?"):
-        return 1
-    answer = context.client.prune()
-    removed = answer.get("removed") or []
-    for name in removed:
-        say(name)
-    say(f"{len(removed)} removed")
-    return 0
-
-
 START = Command(
     start,
     "start workloads that are not running",
@@ -115,4 +102,3 @@ WAIT = Command(
     ),
     complete="workload",
 )
-PRUNE = Command(prune, "remove all workloads that do not run", "", (Option("-f --force", "don't ask"),))

@@ -7,6 +7,7 @@ import time
 from knarr.cli import tables
 from knarr.cli.context import Context, complain, say
 from knarr.cli.options import Arguments, Command, Option
+from knarr.cli.spec import whole
 from knarr.model.errors import KnarrError, NotFound
 
 TYPE_CHECKING = False
@@ -18,15 +19,19 @@ COLUMNS = ("ID", "Name", "Image", "Isolation", "Status", "Ports", "Command")
 
 
 def ps(context: Context, a: Arguments) -> int:
-    found = context.client.workloads(stopped=a.all or a.last is not None, filters=a.filter)
+    newest = 1 if a.latest else None if a.last is None else whole("--last", a.last)
+    sizes = a.size or ".Size" in (a.format or "")
+    everything = a.all or (newest is not None and newest >= 0)
+    found = context.client.workloads(stopped=everything, filters=a.filter, sizes=sizes)
     found.sort(key=lambda item: item.get("created", 0), reverse=True)
-    if a.last is not None:
-        found = found[: max(int(a.last), 0)]
+    if newest is not None and newest >= 0:
+        found = found[:newest]
     if a.quiet:
         for item in found:
             say(tables.short(item["id"], full=a.no_trunc))
         return 0
-    tables.show([row(item, full=a.no_trunc) for item in found], COLUMNS, a.format)
+    columns = (*COLUMNS, "Size") if a.size else COLUMNS
+    tables.show([row(item, full=a.no_trunc) for item in found], columns, a.format)
     return 0
 
 
@@ -50,8 +55,19 @@ def row(item: Mapping[str, Any], *, full: bool) -> dict[str, str]:
         "Command": tables.cut(command(item.get("command") or ()), 30, full=full),
         "RunningFor": ago(created),
         "CreatedAt": time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(created / 1e9)),
+        "Size": size(item),
         "Labels": ",".join(f"{key}={value}" for key, value in sorted(labels.items())),
     }
+
+
+def size(item: Mapping[str, Any]) -> str:
+    """`1.2MB (virtual 170MB)`: what it wrote, and with its image."""
+    if "size" not in item:
+        return ""
+    from knarr.model.units import format_bytes
+
+    own = int(item["size"])
+    return f"{format_bytes(own)} (virtual {format_bytes(own + int(item.get('size_image', 0)))})"
 
 
 def command(words: tuple[str, ...] | list[str]) -> str:
@@ -146,7 +162,36 @@ def with_docker_names(found: dict[str, Any]) -> dict[str, Any]:
     }
     if found.get("health_check"):
         state["Health"] = _health(found["health_check"])
-    return {**found, "State": state}
+    return {**found, "State": state, "HostConfig": _host_config(found.get("spec") or {})}
+
+
+def _host_config(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The limits and the log driver where docker's users look for them; 0 is none there."""
+    limits, log = spec.get("resources") or {}, spec.get("log") or {}
+    numbers = {name: limits.get(key) or 0 for name, key in _LIMITS.items()}
+    return {
+        **numbers,
+        "NanoCpus": int((limits.get("cpus") or 0) * 1e9),
+        "CpusetCpus": limits.get("cpuset") or "",
+        "CpusetMems": limits.get("mems") or "",
+        "OomKillDisable": bool(limits.get("oom_kill_disable")),
+        "OomScoreAdj": spec.get("oom_score_adj") or 0,
+        "LogConfig": {"Type": log.get("driver") or "json-file", "Config": log.get("options") or {}},
+        "AutoRemove": bool(spec.get("auto_remove")),
+        "ReadonlyRootfs": bool(spec.get("read_only")),
+    }
+
+
+_LIMITS = {
+    "Memory": "memory",
+    "MemorySwap": "memory_swap",
+    "MemoryReservation": "memory_reservation",
+    "CpuShares": "cpu_shares",
+    "CpuQuota": "cpu_quota",
+    "CpuPeriod": "cpu_period",
+    "PidsLimit": "pids",
+    "BlkioWeight": "blkio_weight",
+}
 
 
 PS = Command(
@@ -158,10 +203,13 @@ PS = Command(
         tables.FILTER,
         tables.FORMAT,
         Option("-n --last", "the newest so many, in any state", value="NUMBER"),
+        Option("-l --latest", "the newest, in any state"),
+        Option("-s --size", "with the size of what it wrote"),
         tables.NO_TRUNC,
         tables.QUIET,
     ),
-    notes="Filters: id, name, status, label, ancestor, isolation, exited, health.",
+    notes="Filters: id, name, status, label, ancestor, before, since, volume, network, publish, isolation, "
+    "exited, health.",
 )
 INSPECT = Command(
     inspect,

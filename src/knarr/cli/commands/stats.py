@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Sample = tuple[float, dict[str, Any]]
 
-COLUMNS = ("ID", "Name", "CPUPerc", "MemUsage", "NetIO", "BlockIO", "PIDs")
+COLUMNS = ("ID", "Name", "CPUPerc", "MemUsage", "MemPerc", "NetIO", "BlockIO", "PIDs")
 
 
 def stats(context: Context, a: Arguments) -> int:
@@ -61,6 +61,7 @@ def _row(who: tuple[str, str], before: Sample | None, now: Sample) -> dict[str, 
         "MemUsage": format_bytes(used) + (f" / {format_bytes(limit)}" if limit else ""),
         "MemPerc": f"{100 * used / limit:.2f}%" if limit else "--",
         "NetIO": _pair(sample, "rx_bytes", "tx_bytes"),
+        "NetPackets": f"{sample.get('rx_packets', 0)} / {sample.get('tx_packets', 0)}",
         "BlockIO": _pair(sample, "read_bytes", "write_bytes"),
         "PIDs": str(sample.get("pids", 0)),
     }

@@ -1,4 +1,4 @@
-"""`volume create ls inspect rm prune`."""
+"""`volume create ls inspect rm`."""
 
 from __future__ import annotations
 
@@ -60,19 +60,6 @@ def rm(context: Context, a: Arguments) -> int:
     return each(a.operands, remove)
 
 
-def prune(context: Context, a: Arguments) -> int:
-    from knarr.cli.prompt import sure
-
-    what = "every volume that no workload uses" if a.all else "every unused volume without a name"
-    if not a.force and not sure(f"remove {what}, with all that is in it?"):
-        return 1
-    removed = context.client.prune_volumes(unused=a.all)["removed"]
-    for name in removed:
-        say(name)
-    say(f"{len(removed)} removed")
-    return 0
-
-
 CREATE = Command(
     create,
     "make a volume",
@@ -95,10 +82,4 @@ RM = Command(
     "remove volumes that no workload uses",
     "NAME [NAME...]",
     (Option("-f --force", "no error if it isn't there"),),
-)
-PRUNE = Command(
-    prune,
-    "remove volumes that no workload uses",
-    "",
-    (Option("-a --all", "those with a name too"), Option("-f --force", "don't ask")),
 )

@@ -255,7 +255,6 @@ class ContainerDriver:
 
     async def stats(self, w: Workload) -> Stats:
         usage = cgroups.stats(self._groups(w))
-        received, sent = _traffic(w)
         return Stats(
             cpu_ns=usage.cpu_ns,
             memory=usage.memory,
@@ -263,8 +262,7 @@ class ContainerDriver:
             pids=usage.pids,
             read_bytes=usage.read_bytes,
             write_bytes=usage.write_bytes,
-            rx_bytes=received,
-            tx_bytes=sent,
+            **_traffic(w),
         )
 
     # files
@@ -328,12 +326,16 @@ def _etc_names(w: Workload) -> dict[str, str]:
     return {f"/etc/{name}": os.path.join(w.dir, name) for name in ("resolv.conf", "hosts", "hostname")}
 
 
-def _traffic(w: Workload) -> tuple[int, int]:
+_OTHER_END = {"rx_bytes": "tx_bytes", "tx_bytes": "rx_bytes", "rx_packets": "tx_packets"}
+_OTHER_END |= {"tx_packets": "rx_packets"}
+
+
+def _traffic(w: Workload) -> dict[str, int]:
     """Counters of the host's end, so received and sent change places."""
     if w.spec.network is not NetworkMode.BRIDGE or w.attachment is None:
-        return 0, 0
+        return {}
     folder = f"/sys/class/net/{w.attachment.link}/statistics"
-    return _number(f"{folder}/tx_bytes"), _number(f"{folder}/rx_bytes")
+    return {name: _number(f"{folder}/{other}") for name, other in _OTHER_END.items()}
 
 
 def _number(path: str) -> int:

@@ -403,7 +403,6 @@ class MicrovmDriver:
     async def stats(self, w: Workload) -> Stats:
         told = await self._agent(w).ask("stats")
         read, written = status.disk_traffic(told.get("io", b""))
-        received, sent = status.net_traffic(told.get("net", b""))
         return Stats(
             cpu_ns=max(0, wire.number(told, "cpu_ns")),
             memory=max(0, wire.number(told, "memory")),
@@ -411,8 +410,7 @@ class MicrovmDriver:
             pids=max(0, wire.number(told, "pids")),
             read_bytes=read,
             write_bytes=written,
-            rx_bytes=received,
-            tx_bytes=sent,
+            **status.net_traffic(told.get("net", b"")),
         )
 
     # files
