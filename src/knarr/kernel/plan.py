@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
+import json
 import struct
+import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +22,8 @@ from knarr.model.errors import Invalid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 Wire = str | bytes | int | tuple["Wire", ...]
 """what crosses to `stage`: a bool is an int"""
@@ -109,6 +114,15 @@ def register(cls: type[Step]) -> type[Step]:
     return cls
 
 
+@functools.cache
+def vocabulary() -> str:
+    """A digest of every step's name and fields, so that daemon and keeper know that plans mean the same."""
+    words = []
+    for name, kind in sorted(Plan.kinds.items()):
+        words += [name, *(item.name for item in dataclasses.fields(kind))]  # type: ignore[arg-type]
+    return f"{zlib.crc32(' '.join(words).encode()):08x}"
+
+
 def to_json(plan: Plan) -> dict[str, Any]:
     """Plain JSON values of a plan."""
     return {
@@ -120,6 +134,24 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "argv": list(plan.argv),
         "env": list(plan.env),
     }
+
+
+def to_text(plan: Plan) -> str:
+    """The same as JSON text. Most steps are those of the start before: their text is kept."""
+    rest = {
+        "clone_flags": plan.clone_flags,
+        "join": plan.join,
+        "fds": plan.fds,
+        "argv": plan.argv,
+        "env": plan.env,
+    }
+    outside, inside = (",".join(map(_step_text, steps)) for steps in (plan.outside, plan.inside))
+    return f'{{"outside":[{outside}],"inside":[{inside}],{_json(rest)[1:]}'
+
+
+@functools.lru_cache(maxsize=512)
+def _step_text(step: Step) -> str:
+    return _json(_step_to_json(step))
 
 
 def from_json(data: dict[str, Any]) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from knarr.containers.plan import ContainerInput, capabilities_for, plan, plan_exec
 from knarr.kernel import caps, cgroups, namespaces, steps
 from knarr.kernel.facts import HostFacts
-from knarr.kernel.plan import from_json, to_json
+from knarr.kernel.plan import from_json, to_json, to_text
 from knarr.model.errors import Invalid, Unsupported
 from knarr.model.resource import RootFs
 from knarr.model.workload import (
@@ -66,7 +67,11 @@ def test_it_crosses_the_wire():
     )
     made = plan(given(mounts=mounts, etc_files={"/etc/hosts": "/x/hosts"}, process={"tty": True}))
     assert from_json(to_json(made)) == made
-    assert from_json(to_json(plan_exec(given(), given().process, 1))).join == "pidfd"
+    made = plan_exec(given(), given().process, 1)
+    assert from_json(to_json(made)).join == "pidfd"
+    # the wire's text, once worked out and once remembered
+    for _ in range(2):
+        assert json.loads(to_text(made)) == to_json(made)
     assert all(line for line in made.describe())
 
 
