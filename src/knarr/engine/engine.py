@@ -28,7 +28,7 @@ from knarr.engine import (
     validate,
     views,
 )
-from knarr.engine.driver import Closing, Provisioner, Reserving, Workload
+from knarr.engine.driver import Closing, Provisioner, Workload
 from knarr.engine.jobs import Job
 from knarr.engine.streams import ExecTerminal
 from knarr.engine.table import Entry, Table
@@ -85,7 +85,7 @@ class Engine:
 
     async def create(self, spec: WorkloadSpec) -> Workload:
         """Raises `NotFound` (image), `Invalid`, `Unsupported`, `Conflict` (name)."""
-        w = self._draft(spec, reserve=True)
+        w = self._draft(spec)
         with self.volumes.claimed(w), self.users.claimed(w):
             await self._make(w)
         return w
@@ -93,8 +93,7 @@ class Engine:
     async def _make(self, w: Workload) -> None:
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self.life.delete_folder, w.dir)
-            if not os.path.isdir(w.dir):  # else a wall had it ready
-                os.mkdir(w.dir, 0o700)
+            os.mkdir(w.dir, 0o700)
             logdrivers.make(self.state.run, w)
             driver = self.life.driver(w)
             await driver.prepare(w)
@@ -109,14 +108,13 @@ class Engine:
         w = self._draft(spec)
         return self.life.driver(w).plan(w)
 
-    def _draft(self, spec: WorkloadSpec, *, reserve: bool = False) -> Workload:
+    def _draft(self, spec: WorkloadSpec) -> Workload:
         driver = self._driver(spec)
         spec = sharing.resolve(self.users.complete(validate.spec(spec)), self.table)
         image = self.images.get(spec.image)
         spec = self.volumes.complete(spec, image)
         spec = dataclasses.replace(spec, log=logdrivers.complete(spec.log, self.settings.read().log))
-        ready = driver.reserve(spec, image) if reserve and isinstance(driver, Reserving) else None
-        workload_id = ready or names.new_id()
+        workload_id = names.new_id()
         hostname = spec.hostname or sharing.hostname(spec, workload_id, self.table)
         process = merge.merge(spec, image.config, hostname, self.capabilities(spec.security))
         merge.stop_signal(spec, image.config)
