@@ -5,6 +5,7 @@ Out of scope: the system call list (`kernel.seccomp_profile`).
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tri
 DEVICES = devices.WORKLOAD
 
 
+@functools.lru_cache(maxsize=16)
 def capabilities_for(security: Security) -> tuple[str, ...]:
     """docker's arithmetic: the profile, minus `cap_drop`, plus `cap_add`; ALL means all. Raises `Invalid`."""
     if security.privileged:
@@ -74,6 +76,7 @@ class DeviceNode:
     access: str
 
 
+@functools.lru_cache(maxsize=16)
 def covered(security: Security, more: tuple[str, ...] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(masked, read-only) paths: the table's without what `unmask` names, and what `mask` names."""
     if security.privileged or security.system_paths == "unconfined":

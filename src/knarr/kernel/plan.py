@@ -23,7 +23,7 @@ from knarr.model.errors import Invalid
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, default=codec.to_json).encode
 
 Wire = str | bytes | int | tuple["Wire", ...]
 """what crosses to `stage`: a bool is an int"""
@@ -151,7 +151,8 @@ def to_text(plan: Plan) -> str:
 
 @functools.lru_cache(maxsize=512)
 def _step_text(step: Step) -> str:
-    return _json(_step_to_json(step))
+    names = (item.name for item in dataclasses.fields(step))  # type: ignore[arg-type]
+    return _json([type(step).__name__, {name: getattr(step, name) for name in names}])
 
 
 def from_json(data: dict[str, Any]) -> Plan:
