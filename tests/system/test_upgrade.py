@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -119,6 +120,19 @@ def test_workloads_of_an_earlier_release_go_on(instance: Installed) -> None:
         instance.knarr("start", name, check=True)
         assert instance.knarr("exec", name, "ls", "/data").code == 0
     assert instance.knarr("start", "-a", "waiting").code == 5
+
+
+def test_a_new_daemon_makes_the_keeper_its_equal(instance: Installed) -> None:
+    """The daemon died after an installation, and nobody asked for an upgrade."""
+    instance.knarr("run", "-d", "--name", "old", IMAGE, "sh", "-c", SCRIPT, check=True)
+    before = pids(instance)
+    instance.install(REPOSITORY / "src")
+    os.kill(int(str(before["pid"])), signal.SIGKILL)
+    assert instance.knarr("run", "--rm", IMAGE, "echo", "new", check=True).out == "new\n"
+    assert pids(instance)["keeper_pid"] == before["keeper_pid"]
+    assert instance.knarr("exec", "old", "echo", "alive", check=True).out == "alive\n"
+    instance.knarr("stop", "old", check=True)
+    assert instance.knarr("wait", "old").out == "9\n"
 
 
 def test_nothing_of_a_newer_format_is_touched(instance: Installed) -> None:

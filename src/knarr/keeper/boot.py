@@ -15,7 +15,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from knarr.keeper import protocol, roles, scope
+from knarr.keeper import asking, protocol, roles, scope
 from knarr.keeper.holder import HolderClient, listening
 from knarr.kernel import fds as descriptors
 from knarr.kernel.process import DEFAULT_PATH
@@ -104,7 +104,7 @@ def upgrade_instance(root: str, run: str) -> dict[str, Any]:
             for name in (role for role in wanted if role != "daemon"):
                 holder.role(name, wanted[name])
             if before.get("keeper"):
-                _upgrade_keeper(run)
+                asking.upgrade(run)
             for name in ("mover-0", "dns"):
                 # the holder starts them again at once; what they have open is the holder's
                 if before.get(name):
@@ -122,19 +122,6 @@ def _claim(holder: HolderClient, root: str) -> None:
         fd = state.claim_instance(root)
         holder.put(_CLAIM, fd)
         os.close(fd)
-
-
-def _upgrade_keeper(run: str) -> None:
-    """In place: the same process, so its children stay its children."""
-    end = time.monotonic() + _DAEMON_PATIENCE
-    while True:
-        with _keeper(run) as sock:
-            (answer,) = _ask(sock, type="upgrade")
-        if answer["type"] == "ok":
-            return
-        if time.monotonic() > end:
-            raise Unavailable(f"the keeper can't be upgraded now: {answer['message']}", hint="try again")
-        _pause()
 
 
 def _wait_for_answer(run: str) -> None:
@@ -292,53 +279,27 @@ def _lock(root: str) -> int:
     return fd
 
 
-def _ask(sock: socket.socket, **message: Any) -> list[dict[str, Any]]:
-    """The keeper's answer, all its parts."""
-    parts = []
-    sock.send(protocol.encode({"seq": 1, **message}))
-    while True:
-        data, fds = protocol.receive(sock)
-        descriptors.close_all(fds)
-        if not data:
-            raise Unavailable("the keeper ended")
-        answer = protocol.decode(data)
-        if answer.get("seq") == 1:
-            parts.append(answer)
-            if answer["type"] != "part":
-                return parts
-
-
-@contextmanager
-def _keeper(run: str) -> Iterator[socket.socket]:
-    sock = protocol.widen(descriptors.connect_unix(os.path.join(run, protocol.KEEPER)))
-    sock.settimeout(20.0)
-    try:
-        yield sock
-    finally:
-        sock.close()
-
-
 def _live_workloads(run: str) -> set[str]:
     try:
-        with _keeper(run) as sock:
-            return {item["id"] for part in _ask(sock, type="list") for item in part["running"]}
+        with asking.keeper(run) as sock:
+            return {item["id"] for part in asking.ask(sock, type="list") for item in part["running"]}
     except OSError as error:
         raise Unavailable(f"the keeper of {run} does not answer: {error.strerror}") from error
 
 
 def _kill_all(run: str, alive: set[str], *, forget: bool = True) -> None:
     """SIGKILL, then forget everything: outside steps (control groups) are undone."""
-    with _keeper(run) as sock:
+    with asking.keeper(run) as sock:
         for workload_id in alive:
-            _ask(sock, type="signal", id=workload_id, signal=9)
+            asking.ask(sock, type="signal", id=workload_id, signal=9)
         while alive:
-            parts = _ask(sock, type="list")
+            parts = asking.ask(sock, type="list")
             alive = {item["id"] for part in parts for item in part["running"]}
             if alive:
                 _pause()
-        for part in _ask(sock, type="list") if forget else []:
+        for part in asking.ask(sock, type="list") if forget else []:
             for item in part["exits"]:
-                _ask(sock, type="forget", id=item["id"])
+                asking.ask(sock, type="forget", id=item["id"])
 
 
 def _pause() -> None:

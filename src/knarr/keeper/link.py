@@ -14,7 +14,7 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from knarr.keeper import protocol
+from knarr.keeper import asking, protocol
 from knarr.keeper.holder import HolderClient
 from knarr.kernel import fds as descriptors
 from knarr.kernel import plan as plans
@@ -63,10 +63,11 @@ class Hello(NamedTuple):
 class _Call:
     """One request in flight."""
 
-    __slots__ = ("fds", "future", "message", "parts", "posted")
+    __slots__ = ("fds", "future", "message", "parts", "plan", "posted")
 
-    def __init__(self, message: dict[str, Any], fds: dict[str, int]) -> None:
+    def __init__(self, message: dict[str, Any], fds: dict[str, int], plan: str = "") -> None:
         self.message = message
+        self.plan = plan
         self.fds = fds
         self.parts: list[dict[str, Any]] = []
         self.posted = False
@@ -190,11 +191,11 @@ class KeeperLink:
         """Returns the pid once the program runs. The caller keeps `fds` open meanwhile and closes them.
         `joins`: descriptor's name → running workload whose process it is to be.
         """
-        message = {"type": "start", "id": workload_id, "plan": plans.to_json(plan), "streams": dict(streams)}
+        message = {"type": "start", "id": workload_id, "streams": dict(streams)}
         if joins:
             message["joins"] = dict(joins)
         self._told.discard(workload_id)
-        answer, _ = await self._ask(message, dict(fds))
+        answer, _ = await self._ask(message, dict(fds), plans.to_text(plan))
         return int(answer["pid"])
 
     async def exec(
@@ -210,10 +211,9 @@ class KeeperLink:
             "type": "exec",
             "id": workload_id,
             "exec_id": exec_id,
-            "plan": plans.to_json(plan),
             "streams": dict(streams or {}),
         }
-        answer, ends = await self._ask(message, dict(fds or {}))
+        answer, ends = await self._ask(message, dict(fds or {}), plans.to_text(plan))
         return int(answer["pid"]), ends
 
     async def user_namespace(self, ids: IdMap, *, network: bool) -> dict[str, int]:
@@ -263,9 +263,9 @@ class KeeperLink:
 
     # requests and answers
 
-    async def _ask(self, message: dict[str, Any], fds: dict[str, int] | None = None) -> Reply:
+    async def _ask(self, message: dict[str, Any], fds: dict[str, int] | None = None, plan: str = "") -> Reply:
         self._seq += 1
-        call = _Call({**message, "seq": self._seq, "fds": list(fds or {})}, fds or {})
+        call = _Call({**message, "seq": self._seq, "fds": list(fds or {})}, fds or {}, plan)
         self._calls[self._seq] = call
         try:
             if self._line is not None:
@@ -281,7 +281,7 @@ class KeeperLink:
         if self._line is None:
             return
         try:
-            self._line.send(protocol.encode(call.message), tuple(call.fds.values()))
+            self._line.send(protocol.encode(call.message, call.plan), tuple(call.fds.values()))
             call.posted = True
         except OSError as error:
             if error.errno is not None and isinstance(error, ConnectionError):
@@ -319,6 +319,7 @@ class KeeperLink:
         pause = 0.01
         while True:
             try:
+                await asyncio.to_thread(asking.make_equal, self._run)
                 return await self._hello()
             except OSError as error:
                 if asyncio.get_running_loop().time() > end:

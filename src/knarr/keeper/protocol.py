@@ -18,6 +18,7 @@ VERSION = 1
 PACKET = 4 << 20
 """the largest message; a plan with a seccomp filter is some 30 kB"""
 _BUFFER = 8 << 20
+_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 HOLDER = "holder.sock"
 KEEPER = "keeper.sock"
@@ -32,8 +33,10 @@ def decode_words(data: bytes) -> list[str]:
     return [os.fsdecode(word) for word in data.split(b"\0")]
 
 
-def encode(message: dict[str, Any]) -> bytes:
-    return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape")
+def encode(message: dict[str, Any], plan: str = "") -> bytes:
+    """`plan` is a JSON text that becomes the message's `plan`."""
+    text = _json(message)
+    return (f'{text[:-1]},"plan":{plan}}}' if plan else text).encode("utf-8", "surrogateescape")
 
 
 def decode(data: bytes) -> dict[str, Any]:

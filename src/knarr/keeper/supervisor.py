@@ -30,6 +30,7 @@ from knarr.keeper.server import Peer, Request, Server
 from knarr.keeper.starts import Starts, checked_id
 from knarr.kernel import fds as descriptors
 from knarr.kernel import process
+from knarr.kernel.plan import vocabulary
 from knarr.model.errors import KnarrError
 
 if TYPE_CHECKING:
@@ -241,7 +242,12 @@ class Keeper:
         # what the daemon before this one asked for must not begin behind the answer's back
         self._server.catch_up(request.peer)
         self._daemon = request.peer
-        about = {"version": protocol.VERSION, "pid": os.getpid(), "instance": self._instance()}
+        about = {
+            "version": protocol.VERSION,
+            "vocabulary": vocabulary(),
+            "pid": os.getpid(),
+            "instance": self._instance(),
+        }
         self._list(request, about)
 
     def on_list(self, request: Request) -> None:

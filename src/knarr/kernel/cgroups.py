@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 V1_CONTROLLERS = ("memory", "pids", "cpuacct", "cpu", "cpuset", "devices", "freezer", "blkio")
 V2 = "unified"
+ENGINE = "engine"
+"""the engine's own group in a scope that a service manager gave it (`keeper.scope`)"""
 _NO_LIMIT_V1 = 1 << 62
 _RETRIES = 40
 _FREEZE_RETRIES = 1000
@@ -53,11 +55,21 @@ class Usage:
     write_bytes: int = 0
 
 
-def detect(mounts: str = "/proc/self/mounts") -> Layout:
-    """The layout in use: v2 where it has the controllers, else v1 with what is mounted."""
+def unified_root(mounts: str = "/proc/self/mounts") -> str:
+    """Where the v2 tree is mounted, if it has the controllers; else empty."""
+    v2 = _mounted(mounts)[1]
+    return v2 if v2 and "memory" in _controllers(v2) else ""
+
+
+def detect(mounts: str = "/proc/self/mounts", own: str = "/proc/self/cgroup") -> Layout:
+    """The layout in use: v2 where it has the controllers, else v1 with what is mounted.
+
+    In a scope of the engine's own, v2 begins there.
+    """
     v1, v2 = _mounted(mounts)
-    controllers = tuple((_read(f"{v2}/cgroup.controllers") or "").split()) if v2 else ()
-    if v2 and "memory" in controllers:
+    if unified_root(mounts):
+        v2 += _delegated(own)
+        controllers = _controllers(v2)
         return Layout(
             version=2,
             roots={V2: v2},
@@ -284,6 +296,19 @@ def _is_frozen(paths: dict[str, str]) -> bool:
     if V2 in paths:
         return _table(f"{paths[V2]}/cgroup.events").get("frozen") == 1
     return (_read(f"{paths['freezer']}/freezer.state") or "").strip() == "FROZEN"
+
+
+def _controllers(folder: str) -> tuple[str, ...]:
+    return tuple((_read(f"{folder}/cgroup.controllers") or "").split())
+
+
+def _delegated(own: str) -> str:
+    """The path of the scope in which this process stands in the engine's group; empty without one."""
+    path = next((line[3:] for line in (_read(own) or "").splitlines() if line.startswith("0::")), "")
+    scope, _, leaf = path.rpartition("/")
+    name = scope.rpartition("/")[2]
+    ours = leaf == ENGINE and name.startswith("knarr-") and name.endswith(".scope")
+    return scope if ours else ""
 
 
 def _mounted(mounts: str) -> tuple[dict[str, str], str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import stat
 from typing import TYPE_CHECKING
 
 from knarr.kernel import libc
