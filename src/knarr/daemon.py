@@ -161,8 +161,7 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
     drivers: dict[Isolation, Driver] = {}
     volumes = Volumes(VolumeStore(state.volumes), table, events, keeper)
     life = Lifecycle(table, db, events, drivers, keeper=keeper, volumes=volumes)
-    settings = SettingsFile(state.root)
-    users = UserNamespaces(Ranges(state.instance, holder), settings, table)
+    users = UserNamespaces(Ranges(state.instance, holder), settings := SettingsFile(state.root), table)
     life.before_start = functools.partial(_before_start, life, users)
     keeper.on_exit = life.on_exit
     images.unmount = keeper.unmount
