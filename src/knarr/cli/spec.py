@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from knarr.cli import limits, namespaces
-from knarr.model.errors import Invalid, KnarrError
+from knarr.model.errors import Invalid, KnarrError, Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ def environment(given: Iterable[str], files: Iterable[str]) -> list[str]:
 def read_lines(path: str) -> list[str]:
     """Lines of a `--env-file` or `--label-file` without comments and empty ones."""
     try:
-        with open(path, encoding="utf-8") as file:
+        # some editors begin with a mark of byte order
+        with open(path, encoding="utf-8-sig") as file:
             lines = [line.rstrip("\r\n").lstrip() for line in file]
     except (OSError, UnicodeDecodeError) as error:
         raise Invalid(f"{path}: {getattr(error, 'strerror', None) or 'is not UTF-8'}") from error
@@ -327,7 +328,11 @@ _MOUNT_KEYS = {
     "readonly": "read_only",
     "ro": "read_only",
     "bind-propagation": "propagation",
+    "bind-nonrecursive": "nonrecursive",
+    "bind-recursive": "recursive",
+    "consistency": "consistency",
     "volume-nocopy": "nocopy",
+    "volume-driver": "driver",
     "idmap": "idmap",
     "tmpfs-size": "size",
     "tmpfs-mode": "mode",
@@ -344,6 +349,8 @@ def mount(text: str) -> Json:
         values[_MOUNT_KEYS[key]] = value
     if values["kind"] not in ("bind", "tmpfs", "volume"):
         raise Invalid(f"--mount {text}: unknown type {values['kind']!r}", hint="bind, tmpfs or volume")
+    if values.get("driver", "local") != "local":
+        raise Unsupported(f"--mount {text}: volume driver {values['driver']!r} is not there", hint="local")
     if values["kind"] == "bind" and not values.get("source"):
         raise Invalid(f"--mount {text}: source is missing", hint="type=bind,source=PATH,target=PATH")
     return _mount_value(text, values)
@@ -355,8 +362,9 @@ def _mount_value(text: str, values: dict[str, str]) -> Json:
         source = os.path.abspath(source)
     options = [f"{key}={values[key]}" for key in ("size", "mode") if key in values]
     options += [values["propagation"]] if "propagation" in values else []
-    options += ["idmap"] if values.get("idmap", "false") in ("", "true", "1") else []
-    options += ["nocopy"] if values.get("nocopy", "false") in ("", "true", "1") else []
+    switches = {"idmap": "idmap", "nocopy": "nocopy", "nonrecursive": "bind-nonrecursive"}
+    options += [word for key, word in switches.items() if values.get(key, "false") in ("", "true", "1")]
+    options += _recursion(text, values.get("recursive", "enabled"), options)
     return said(
         {
             "kind": values["kind"],
@@ -366,6 +374,13 @@ def _mount_value(text: str, values: dict[str, str]) -> Json:
             "options": options,
         }
     )
+
+
+def _recursion(text: str, wanted: str, options: list[str]) -> list[str]:
+    """Docker's `bind-recursive`; what is mounted below a read-only bind stays writable there as well."""
+    if wanted not in ("enabled", "disabled", "writable"):
+        raise Unsupported(f"--mount {text}: bind-recursive={wanted}", hint="enabled, disabled or writable")
+    return ["bind-nonrecursive"] if wanted == "disabled" and "bind-nonrecursive" not in options else []
 
 
 def tmpfs(text: str) -> Json:

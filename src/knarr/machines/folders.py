@@ -80,7 +80,7 @@ def plan(mount: Mount, mode: int, inside: Confinement) -> Plan:
                 source=mount.source or "/nonexistent",
                 target=root + place,
                 read_only=mount.read_only,
-                recursive=folder,
+                recursive=folder and "bind-nonrecursive" not in mount.options,
                 attributes=mounts.MOUNT_ATTR_NODEV,
             ),
             steps.PivotRoot(target=root),

@@ -15,6 +15,7 @@ from knarr.model.workload import Mount, MountKind
 from knarr.volumes.store import check_name
 
 _PROPAGATION = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave"})
+_BIND = frozenset({"idmap", "bind-nonrecursive"})
 _FLAGS = frozenset({"noexec", "exec", "nosuid", "suid", "nodev", "dev", "ro", "rw", "noatime", "relatime"})
 _VALUED = re.compile(r"size=[0-9]+[kKmMgG%]?|mode=[0-7]{1,4}|uid=[0-9]{1,10}|gid=[0-9]{1,10}", re.ASCII)
 _RESERVED = ("/", "/proc", "/sys", "/dev")
@@ -74,10 +75,8 @@ def _bind(mount: Mount, target: str) -> Mount:
     if not source.startswith("/") or "\0" in source:
         raise Invalid(f"mount source {source!r} is not an absolute path")
     for option in mount.options:
-        if option not in _PROPAGATION and option != "idmap":
-            raise Invalid(
-                f"bind option {option!r} is unknown", hint=", ".join(sorted(_PROPAGATION | {"idmap"}))
-            )
+        if option not in _PROPAGATION | _BIND:
+            raise Invalid(f"bind option {option!r} is unknown", hint=", ".join(sorted(_PROPAGATION | _BIND)))
     return dataclasses.replace(mount, target=target, source=os.path.normpath("/" + source.lstrip("/")))
 
 

@@ -213,3 +213,19 @@ def test_any_text_is_accepted_or_refused(option: str, text: str) -> None:
         made(option, text, "img")
     except (Invalid, Unsupported):
         pass
+
+
+def test_words_of_docker_s_mounts(tmp_path) -> None:
+    assert spec.mount("type=bind,src=/a,dst=/b,bind-nonrecursive,consistency=cached") == {
+        "kind": "bind",
+        "source": "/a",
+        "target": "/b",
+        "options": ["bind-nonrecursive"],
+    }
+    assert spec.mount("type=bind,src=/a,dst=/b,bind-recursive=disabled")["options"] == ["bind-nonrecursive"]
+    assert spec.mount("source=v,target=/v,volume-driver=local,volume-nocopy")["options"] == ["nocopy"]
+    for text in ("type=bind,src=/a,dst=/b,bind-recursive=readonly", "src=v,dst=/v,volume-driver=nfs"):
+        with pytest.raises(Unsupported):
+            spec.mount(text)
+    (tmp_path / "env").write_bytes(b"\xef\xbb\xbfA=1\n# no\n B=2\r\n")
+    assert spec.environment((), [str(tmp_path / "env")]) == ["A=1", "B=2"]
