@@ -44,6 +44,19 @@ def box(make) -> Box:
     return make()
 
 
+def test_a_start_leaves_nothing_in_the_writable_layer(box, tmp_path):
+    """Every place where a start mounts something is there already, below the image, which has none of these."""
+    etc = {f"/etc/{name}": str(tmp_path / name) for name in ("hosts", "hostname", "resolv.conf")}
+    for path in etc.values():
+        with open(path, "w", encoding="ascii") as file:
+            file.write("mine\n")
+    assert box.sh("cat /etc/hosts /etc/hostname /etc/resolv.conf", etc_files=etc).out == "mine\n" * 3
+    assert os.listdir(f"{box.dir}/upper") == []
+    assert box.sh("cat /etc/hosts; ls -l /etc/passwd; touch /etc/new; ls /").code == 0
+    assert os.listdir(f"{box.dir}/upper") == ["etc"]
+    assert os.listdir(f"{box.dir}/upper/etc") == ["new"]
+
+
 def test_it_is_alone(box):
     result = box.sh("echo $$; hostname; ls /; id -u; cat /proc/1/comm; readlink /proc/self/ns/pid")
     lines = result.out.split("\n")

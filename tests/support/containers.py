@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from knarr.containers import plan as planner
 from knarr.keeper.launch import Launch, Streams, undo
-from knarr.kernel import cgroups, facts, steps
+from knarr.kernel import cgroups, facts, skeleton, steps
 from knarr.kernel.plan import Context, Plan, from_json, to_json
 from knarr.model.resource import RootFs
 from knarr.model.workload import NetworkMode, Process, Security
@@ -55,6 +55,7 @@ class Box:
         self.dir = f"{base}/{name}"
         self.id = name
         os.makedirs(f"{self.run}/images", exist_ok=True)
+        skeleton.make(self.run)
         for folder in ("upper", "work"):
             os.makedirs(f"{self.dir}/{folder}", exist_ok=True)
         if not os.path.exists(f"{self.run}/images/tree"):

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from knarr.containers import sharing
-from knarr.kernel import cgroups, limits, mounts, seccomp, steps
-from knarr.kernel.plan import Plan, Step
+from knarr.kernel import cgroups, limits, mounts, seccomp, skeleton, steps
+from knarr.kernel.plan import Outside, Plan, Step
 from knarr.model.errors import Invalid, Unsupported
 from knarr.model.namespaces import IdMap, Sharing
 from knarr.model.workload import (
@@ -135,7 +135,7 @@ def plan_exec(given: ContainerInput, process: Process, pid: int) -> Plan:
     del pid
     layout = given.facts.cgroups
     paths = groups(given.facts, given.instance, given.id)
-    outside: tuple[Step, ...] = ()
+    outside: tuple[Outside, ...] = ()
     enter: tuple[Step, ...] = ()
     if layout.version == 2:
         outside = (steps.CgroupOpen(group=paths[cgroups.V2]),)
@@ -160,7 +160,7 @@ def plan_exec(given: ContainerInput, process: Process, pid: int) -> Plan:
     )
 
 
-def _outside_steps(given: ContainerInput) -> tuple[Step, ...]:
+def _outside_steps(given: ContainerInput) -> tuple[Outside, ...]:
     root = given.rootfs
     image = steps.MountImage(tree_id=root.tree_id, tree=root.tree, pool=root.pool)
     layout = given.facts.cgroups
@@ -228,6 +228,8 @@ def _root_steps(given: ContainerInput) -> list[Step]:
             work=target,
             # any folder serves as the place of a moment; nothing looks below it once it is the root
             target=target,
+            # its owner is the host's root, who is nobody in a user namespace
+            below="" if given.ids else skeleton.path(given.run),
         ),
         steps.PivotRoot(target=target),
     ]

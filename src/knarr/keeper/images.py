@@ -9,13 +9,15 @@ import contextlib
 import errno
 import os
 
-from knarr.kernel import mounts
+from knarr.kernel import mounts, skeleton
 
 
 class ImageMounts:
     def __init__(self, run: str) -> None:
         self._folder = os.path.join(run, "images")
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        skeleton.make(run)
+        self._skeleton = skeleton.path(run)
         self._mounted: dict[str, str] = {
             name: self._marked(name)
             for name in os.listdir(self._folder)
@@ -81,10 +83,11 @@ class ImageMounts:
         """A detached overlay mount: the root of a workload that doesn't run, or without `work` one to be
         read only, beside whoever writes to `upper`.
         """
-        lower = os.open(self.path(tree_id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        layers = (self.path(tree_id), self._skeleton)
+        lower = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in layers]
         folders = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in (upper, work) if path]
         try:
-            below = mounts.through_fd(lower)
+            below = ":".join(map(mounts.through_fd, lower))
             above = [mounts.through_fd(fd) for fd in folders]
             options: dict[str, str | None] = {"lowerdir": below}
             if work is None:
@@ -93,5 +96,5 @@ class ImageMounts:
                 options["upperdir"], options["workdir"] = above
             return mounts.new_filesystem("overlay", options)
         finally:
-            for fd in (lower, *folders):
+            for fd in (*lower, *folders):
                 os.close(fd)

@@ -74,6 +74,8 @@ class Overlay(Step):
     upper: str
     work: str
     target: str
+    below: str = ""
+    """a further layer under the image's; empty = none"""
 
     def describe(self) -> str:
         return f"overlay over {os.path.basename(self.lower)[:12]}, changes in {self.upper}"

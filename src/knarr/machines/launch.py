@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from knarr.kernel import cgroups, limits, namespaces, steps
-from knarr.kernel.plan import Plan, Step
+from knarr.kernel.plan import Outside, Plan
 from knarr.machines.jail import Jail
 from knarr.model.workload import Resources
 
@@ -71,7 +71,7 @@ def host_resources(memory: int, wanted: Resources) -> Resources:
 
 def jailed(argv: tuple[str, ...], fds: dict[str, int], inside: Confinement, *, preload: str = "") -> Plan:
     root = inside.jail.root
-    outside: tuple[Step, ...] = ()
+    outside: tuple[Outside, ...] = ()
     if inside.groups:
         outside = (
             steps.CgroupCreate(groups=inside.groups, parent_files=inside.parent_files, files=inside.limits),

@@ -68,19 +68,22 @@ int step_make_private(struct reader *r) {
 }
 
 int step_overlay(struct reader *r) {
-    const char *paths[3];
-    int fds[3], result = 0;
-    char data[160];
+    const char *paths[4]; /* image, changes, work, what lies below the image */
+    int fds[4], result = 0;
+    char data[160], below[40] = "";
     for (int i = 0; i < 3; i++) paths[i] = text(r);
     const char *target = text(r);
-    for (int i = 0; i < 3; i++) {
-        fds[i] = result ? -1 : open(paths[i], O_PATH | O_DIRECTORY | O_CLOEXEC);
-        if (fds[i] < 0 && !result) result = fail(paths[i]);
+    paths[3] = text(r);
+    for (int i = 0; i < 4; i++) {
+        fds[i] = result || !*paths[i] ? -1 : open(paths[i], O_PATH | O_DIRECTORY | O_CLOEXEC);
+        if (fds[i] < 0 && !result && *paths[i]) result = fail(paths[i]);
     }
     /* by descriptor: no escaping of commas and colons, no limit of a page, no host paths in mountinfo */
-    snprintf(data, sizeof data, "lowerdir=/proc/self/fd/%d,upperdir=/proc/self/fd/%d,workdir=/proc/self/fd/%d", fds[0], fds[1], fds[2]);
+    if (fds[3] >= 0) snprintf(below, sizeof below, ":/proc/self/fd/%d", fds[3]);
+    snprintf(data, sizeof data, "lowerdir=/proc/self/fd/%d%s,upperdir=/proc/self/fd/%d,workdir=/proc/self/fd/%d", fds[0], below, fds[1],
+             fds[2]);
     if (!result) result = mount_at("overlay", target, "overlay", 0, data);
-    for (int i = 0; i < 3; i++) drop(fds[i]);
+    for (int i = 0; i < 4; i++) drop(fds[i]);
     return result;
 }
 
