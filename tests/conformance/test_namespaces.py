@@ -355,3 +355,24 @@ def test_a_wrong_profile_is_told_at_creation(wall: Wall, tmp_path) -> None:
     refused = wall.run("true", opts=("--security-opt", f"seccomp={profile}"))
     assert refused.code == 125
     assert "'raed' is unknown" in refused.err
+
+
+def test_a_file_system_that_can_not_map_ids_is_named(container: Wall) -> None:
+    refused = container.run("true", opts=(*USERNS, "-v", "/sys/kernel/mm:/x:idmap"))
+    assert refused.code == 125
+    assert "can't map user ids in '/sys/kernel/mm'" in refused.err
+
+
+def test_privileged_is_whole(wall: Wall) -> None:
+    script = (
+        "grep -c ' /proc/' /proc/mounts; grep -E '^(Seccomp|NoNewPrivs):' /proc/self/status | tr -d '\\t';"
+        " d=$(ls -d /sys/fs/cgroup/pids /sys/fs/cgroup 2>/dev/null | head -1); mkdir $d/x && rmdir $d/x && echo groups;"
+        " mount -o remount,ro /sys && echo sys; hostname other && hostname"
+    )
+    found = wall.shell(script, ("--privileged",))
+    assert found.lines == ["0", "NoNewPrivs:0", "Seccomp:0", "groups", "sys", "other"], found
+    if wall.isolation == "container":
+        assert wall.shell("head -c 1 /dev/kmsg | wc -c", ("--privileged",)).lines == ["1"]
+    confined = wall.shell(f"({script}) 2>/dev/null").lines
+    assert confined[0] != "0"
+    assert not {"groups", "sys", "other"} & set(confined), confined
