@@ -42,7 +42,7 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     busybox_archive(str(archive), tag=IMAGE)
     made = Instance()
     try:
-        made.knarr("daemon", "start", check=True)
+        made.start()
         made.knarr("load", "-i", str(archive), check=True)
         yield made
     finally:

@@ -42,10 +42,16 @@ class Result:
 class Instance:
     """One daemon on its own ROOT and RUN; nothing of it is left after `close`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, slots: int = 0) -> None:
+        """`slots`: how many microVMs may be made ahead; they would look like something left behind."""
         self._folder = tempfile.TemporaryDirectory(prefix="knarr-test-")
         self.root = os.path.join(self._folder.name, "root")
         self.run_folder = os.path.join(self._folder.name, "run")
+        self.allow_slots(slots)
+
+    def allow_slots(self, most: int) -> None:
+        os.makedirs(self.root, mode=0o700, exist_ok=True)
+        pathlib.Path(self.root, "settings.json").write_text(f'{{"microvm-slots": {most}}}', encoding="utf-8")
 
     def popen(self, *args: str, **options: object) -> subprocess.Popen[bytes]:
         words = [str(KNARR), "--root", self.root, "--run", self.run_folder, *args]
@@ -63,6 +69,10 @@ class Instance:
         if check:
             assert result.code == 0, f"knarr {' '.join(args)}: {result}"
         return result
+
+    def start(self) -> None:
+        """On an emulated machine that is busy it takes longer than a user would be made to wait."""
+        eventually(lambda: self.knarr("daemon", "start").code == 0, timeout=120, what="the daemon's start")
 
     def close(self) -> None:
         """Stop everything; what is left over, of its workloads before or of itself after, is a failure."""
