@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from conformance.conftest import FULL
 from conformance.harness import Wall, eventually
 
 
@@ -128,7 +129,8 @@ def test_rotation_loses_nothing_within_its_bound(wall: Wall) -> None:
 @pytest.mark.smoke
 def test_who_is_attached_misses_nothing_of_a_tiny_or_unkept_log(wall: Wall) -> None:
     wanted = [f"line {number}" for number in range(600)]
-    for opts in (("--log-opt", "max-size=1k"), ("--log-driver", "none")):
+    ways = (("--log-driver", "none"), ("--log-opt", "max-size=1k"))
+    for opts in ways if FULL or wall.isolation == "container" else ways[:1]:
         assert wall.shell(COUNT.format(600), opts=opts).lines == wanted
 
 
@@ -170,6 +172,7 @@ def test_follow_goes_on_over_a_restart(wall: Wall) -> None:
 
 def test_settings_choose_the_driver_of_those_who_name_none(wall: Wall) -> None:
     settings = pathlib.Path(wall.instance.root, "settings.json")
+    before = settings.read_text()
     settings.write_text('{"log-driver": "local", "log-opts": {"max-size": "3m"}}')
     try:
         name = wall.create("true")
@@ -177,4 +180,4 @@ def test_settings_choose_the_driver_of_those_who_name_none(wall: Wall) -> None:
         wall.knarr("rm", name)
         assert log == {"driver": "local", "options": {"max-size": "3m"}}
     finally:
-        settings.unlink()
+        settings.write_text(before)
