@@ -58,7 +58,10 @@ def test_what_shares_a_pid_namespace_leaves_no_process_in_its_group(tmp_path):
         group = f"/sys/fs/cgroup/knarr_test_joins_{os.getpid()}"
 
     async def work(it):
-        script = f"echo 0 >{group}/cgroup.procs; sleep 4242 & echo $! >{tmp_path}/child; exit 0"
+        script = (
+            f"mkdir {group}/below; echo 0 >{group}/below/cgroup.procs; sleep 4242 &"
+            f" echo $! >{tmp_path}/child; exit 0"
+        )
         plan = Plan(outside=(CgroupCreate(groups=(group,)),), argv=("/bin/sh", "-c", script), env=ENV)
         await it.link.start("w", plan, {}, {})
         await it.exit_of("w")

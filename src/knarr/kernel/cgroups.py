@@ -221,39 +221,53 @@ def kill_all(paths: dict[str, str]) -> None:
         time.sleep(_PAUSE)
 
 
-def remove_whole(folder: str) -> None:
-    """Kill what is in the group, then remove it. A process that shares another's pid namespace leaves its
-    children behind.
+def remove_whole(groups: tuple[str, ...]) -> None:
+    """Kill what is in these groups of one workload, then remove them. A process that shares another's pid
+    namespace leaves its children behind.
     """
-    try:
-        os.rmdir(folder)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        _kill_group(folder)
+    busy = []
+    for folder in groups:
+        try:
+            os.rmdir(folder)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            busy.append(folder)
+    for folder in busy:
+        _try_write(f"{folder}/pids.max", "0")
+        # a frozen process of v1 does not even die
+        _try_write(f"{folder}/freezer.state", "THAWED")
+    for folder in busy:
+        if not _try_write(f"{folder}/cgroup.kill", "1"):
+            _kill_group(folder)
         remove(folder)
 
 
 def _kill_group(folder: str) -> None:
-    try:
-        write(f"{folder}/cgroup.kill", "1")
-        return
-    except OSError:
-        pass
     for _ in range(_RETRIES):
-        try:
-            # a frozen process of v1 does not even die
-            write(f"{folder}/freezer.state", "THAWED")
-        except OSError:
-            pass
-        alive = _members(folder)
-        for pid in alive:
-            _kill_member(folder, pid)
+        alive = [(group, pid) for group in _nested(folder) for pid in _members(group)]
         if not alive:
             return
+        for group, pid in alive:
+            _kill_member(group, pid)
         time.sleep(_PAUSE)
+
+
+def _nested(folder: str) -> list[str]:
+    found = [folder]
+    for group in found:
+        found += [f"{group}/{name}" for name in _children(group)]
+    return found
+
+
+def _try_write(path: str, value: str) -> bool:
+    try:
+        write(path, value)
+    except OSError:
+        return False
+    return True
 
 
 def _members(folder: str) -> list[int]:

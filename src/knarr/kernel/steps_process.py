@@ -68,8 +68,7 @@ class CgroupCreate(Outside):
                     continue
 
     def undo(self, context: Context) -> None:  # noqa: ARG002
-        for group in reversed(self.groups):
-            cgroups.remove_whole(group)
+        cgroups.remove_whole(tuple(reversed(self.groups)))
 
 
 @register
