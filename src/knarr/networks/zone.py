@@ -20,7 +20,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 _COMPACT: Final = 1000
 """lines more than twice what is alive, after which the file is written anew"""
@@ -136,13 +136,14 @@ class Zone:
             self._take(line.split(" "))
 
     def _take(self, words: list[str]) -> None:
+        """A line that can't be read, of a later version or a broken disk, is no reason to stop answering."""
         match words:
-            case ["pool", network]:
+            case ["pool", network] if _is(ipaddress.IPv4Network, network):
                 self.pool = ipaddress.IPv4Network(network)
-            case ["+", key, address, *names]:
+            case ["+", key, address, *names] if _is(ipaddress.IPv4Address, address):
                 self._forget(key)
-                self._entries[key] = (address, tuple(names))
-                for name in names:
+                self._entries[key] = (address, tuple(dict.fromkeys(names)))
+                for name in self._entries[key][1]:
                     self.addresses.setdefault(name, []).append(address)
                 if names:
                     self.names[address] = names[0]
@@ -154,10 +155,18 @@ class Zone:
     def _forget(self, key: str) -> None:
         address, names = self._entries.pop(key, ("", ()))
         for name in names:
-            left = [other for other in self.addresses[name] if other != address]
+            left = [other for other in self.addresses.get(name, ()) if other != address]
             if left:
                 self.addresses[name] = left
             else:
-                del self.addresses[name]
+                self.addresses.pop(name, None)
         if names:
             self.names.pop(address, None)
+
+
+def _is(kind: Callable[[str], object], text: str) -> bool:
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True

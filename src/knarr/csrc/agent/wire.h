@@ -52,6 +52,8 @@ static void bytes_reserve(struct bytes *b, size_t more)
 
 static void bytes_add(struct bytes *b, const void *data, size_t len)
 {
+	if (!len)
+		return; /* there may be no data at all then */
 	bytes_reserve(b, len);
 	memcpy(b->data + b->start + b->len, data, len);
 	b->len += len;
