@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import os
 import socket
+import struct
 from typing import TYPE_CHECKING, Self
 
 from knarr.keeper import protocol
@@ -17,7 +18,7 @@ from knarr.model.errors import Failed, Unavailable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_TIMEOUT = 10.0
+_TIMEOUT = 10
 
 Words = list[str]
 Fds = list[int]
@@ -34,7 +35,7 @@ class HolderClient:
             self._socket = descriptors.connect_unix(os.path.join(run, protocol.HOLDER))
         except OSError as error:
             raise self._gone(error) from error
-        self._socket.settimeout(_TIMEOUT)
+        self._wait_at_most(_TIMEOUT)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -68,6 +69,12 @@ class HolderClient:
 
     def delete_all(self, patterns: Words) -> None:
         self._call_all([(("del", pattern), None) for pattern in patterns])
+
+    def let_go(self, name: str, prefix: str) -> bool:
+        """Close `name`, and tell whether there is any name that begins with `prefix`."""
+        found = self._call_all([(("del", name), None), (("list", prefix), None)])[1]
+        _check(("list", prefix), found)
+        return len(found) > 1
 
     def list(self, prefix: str = "") -> Words:
         names: Words = []
@@ -105,17 +112,23 @@ class HolderClient:
         except BlockingIOError:
             pass
         finally:
-            self._socket.settimeout(_TIMEOUT)
+            self._socket.setblocking(True)
 
     def quit(self) -> None:
         """End all roles, then the holder; returns when it is gone."""
         self._send(("quit",), None)
-        self._socket.settimeout(60.0)
+        self._wait_at_most(60)
         try:
             while self._socket.recv(protocol.PACKET):
                 pass
         except ConnectionError:
             pass
+
+    def _wait_at_most(self, seconds: int) -> None:
+        """The kernel's own timeout: Python's costs a poll(2) before every call."""
+        limit = struct.pack("@ll", seconds, 0)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
 
     def _call(self, words: tuple[str, ...], fd: int | None = None) -> tuple[Words, int | None]:
         self._send(words, fd)

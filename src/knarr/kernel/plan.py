@@ -203,18 +203,23 @@ def for_stage(plan: Plan, descriptors: tuple[str, ...]) -> bytes:
     """
     found = [_encode(descriptors), _NUMBER.pack(len(plan.inside))]
     for step in plan.inside:
-        name = type(step).__name__
         try:
-            fields = b"".join(map(_encode, step.wire()))
-            found += (_encode(name), _LENGTH.pack(len(fields)), fields, b"\0")
+            found.append(_step_for_stage(step))
         except OSError as error:
-            raise StepUnsaid(name, error) from error
+            raise StepUnsaid(type(step).__name__, error) from error
     try:
         found += (_encode(tuple(plan.fds.items())), _encode(plan.argv), _encode(_environment(plan.env)))
     except OSError as error:
         raise StepUnsaid("exec", error) from error
     body = b"".join(found)
     return _NUMBER.pack(len(body) + _NUMBER.size) + body
+
+
+@functools.lru_cache(256)
+def _step_for_stage(step: Step) -> bytes:
+    """Most steps of a start are those of the one before."""
+    fields = b"".join(map(_encode, step.wire()))
+    return _encode(type(step).__name__) + _LENGTH.pack(len(fields)) + fields + b"\0"
 
 
 def _environment(entries: tuple[str, ...]) -> tuple[str, ...]:

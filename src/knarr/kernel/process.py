@@ -40,8 +40,11 @@ def pidfd_exit_status(pidfd: int) -> int | None:
 
 def start_time(pid: int) -> int:
     """Clock ticks since boot (/proc/PID/stat field 22): tells a process from a later one with its pid."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        text = file.read()
+    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(fd, 4096)
+    finally:
+        os.close(fd)
     return int(text[text.rindex(b")") + 2 :].split()[19])
 
 
