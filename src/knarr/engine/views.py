@@ -53,6 +53,7 @@ def inspect(w: Workload) -> dict[str, Any]:
         "process": codec.to_json(w.process),
         "network": codec.to_json(w.attachment) if w.attachment else None,
         "spec": codec.to_json(w.spec),
+        "ids": codec.to_json(w.ids) if w.ids else None,
         "mounts": [_mount(w, index) for index in range(len(w.mounts))],
         "warnings": list(w.warnings),
         "driver": w.private,
