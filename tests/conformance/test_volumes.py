@@ -219,3 +219,23 @@ def test_files_of_a_stopped_ones_mounts_are_copied(wall: Wall, volume: str, tmp_
         assert outside.code == 1
     finally:
         wall.knarr("rm", "-f", name)
+
+
+def test_links_in_a_stopped_ones_volume_lead_nowhere(wall: Wall, volume: str, tmp_path: pathlib.Path) -> None:
+    script = "ln -s /etc /v/out; ln -s ../../../../../../../../etc /v/up; ln -s /etc/hostname /v/file"
+    assert wall.shell(script, opts=("-v", f"{volume}:/v")).code == 0
+    name = wall.create("true", opts=("-v", f"{volume}:/v"))
+    (tmp_path / "planted").write_text("planted")
+    planted = pathlib.Path("/etc/planted-by-knarr-test")
+    try:
+        for path in ("/v/out/hostname", "/v/up/hostname", "/v/up/shadow"):
+            assert wall.knarr("cp", f"{name}:{path}", "-").code == 1
+        wall.knarr("cp", "-L", f"{name}:/v/file", str(tmp_path / "got"))
+        host = pathlib.Path("/etc/hostname").read_text()
+        assert not (tmp_path / "got").exists() or (tmp_path / "got").read_text() != host
+        for path in ("/v/out", "/v/up"):
+            wall.knarr("cp", str(tmp_path / "planted"), f"{name}:{path}/{planted.name}")
+            assert not planted.exists()
+    finally:
+        wall.knarr("rm", "-f", name)
+        planted.unlink(missing_ok=True)

@@ -205,7 +205,12 @@ def test_masks_add_up() -> None:
 
 
 @given(
-    st.sampled_from(["-p", "-v", "--mount", "--tmpfs", "--ulimit", "-e", "-m", "--security-opt"]),
+    st.sampled_from(
+        [
+            *("-p", "-v", "--mount", "--tmpfs", "--ulimit", "-e", "-m", "--security-opt", "--log-opt"),
+            *("--memory-swap", "--cpu-quota", "--cpus", "--device-read-bps", "--blkio-weight-device"),
+        ]
+    ),
     st.text(max_size=20),
 )
 def test_any_text_is_accepted_or_refused(option: str, text: str) -> None:
