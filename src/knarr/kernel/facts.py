@@ -75,6 +75,7 @@ def checks() -> tuple[Check, ...]:
         _check_kernel(),
         _check_cgroups(),
         *(_tried(f"{name} namespace", _try_namespace(name), _OLD_KERNEL) for name in _NAMESPACES),
+        _tried("user namespace", _try_namespace("user"), "raise user.max_user_namespaces, for --userns"),
         _tried("overlay", _try_filesystem("overlay"), "load the overlay module: modprobe overlay"),
         _tried(
             "erofs", _try_filesystem("erofs"), "load the erofs module: modprobe erofs (Linux 5.16 or newer)"
