@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <glob.h>
+#include <grp.h>
 #include <linux/bpf.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
@@ -28,6 +29,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/reboot.h>
@@ -53,6 +55,7 @@
 #include "agent/unpack.h"
 #include "agent/session.h"
 #include "agent/streams.h"
+#include "agent/ahead.h"
 #include "agent/host.h"
 
 struct interest {
@@ -207,9 +210,11 @@ static void leave_initramfs(void)
 		console("<3>knarr: leave the initramfs: %s\n", strerror(errno));
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	sigset_t set;
+	if (argc == 1 && !strcmp(argv[0], "rehearsal"))
+		return write(1, "\n", 1) != 1;
 	signal(SIGPIPE, SIG_IGN);
 	sigemptyset(&set);
 	sigaddset(&set, SIGCHLD);

@@ -43,10 +43,12 @@ def load(engine: Engine) -> None:
 
 async def adopt(engine: Engine, running: Mapping[str, int], exits: Mapping[str, tuple[int, int]]) -> None:
     """`running` is id → pid, `exits` id → (wait status, time): what the keeper knows right now."""
-    engine.networks.adopt(_live(engine, running))
     for driver in engine.life.drivers.values():
         if isinstance(driver, Sweeping):
-            await driver.sweep(running.keys())
+            ended = await driver.sweep(running.keys())
+            running = {key: pid for key, pid in running.items() if key not in ended}
+            exits = {key: found for key, found in exits.items() if key not in ended}
+    engine.networks.adopt(_live(engine, running))
     for entry in engine.table:
         await _settle(engine, entry, running, exits)
     for key in (*running, *exits):

@@ -13,6 +13,7 @@ The calls on one workload, in order (the engine holds the workload's lock for th
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -172,6 +173,12 @@ class Network(Protocol):
         Must be called in every `start` before the keeper's, and `disconnect` in `cleanup`.
         """
 
+    def reserve(self, workload: str) -> tuple[Attachment, int]:
+        """A VM's place and tap ahead of its `connect`, which then makes no other."""
+
+    def release(self, workload: str) -> None:
+        """Give a reserved place back, unless it has been connected; harmless when repeated."""
+
     def disconnect(self, w: Workload) -> None:
         """Take all of it back; harmless when repeated."""
 
@@ -296,6 +303,14 @@ class Driver(Protocol):
         """Before `w.dir` is deleted: what `prepare` made outside of it; harmless when repeated."""
 
 
+@functools.cache
+def able(kind: type, protocol: type) -> bool:
+    """Whether drivers of that kind have the protocol's methods: looking them up takes longer than the answer
+    is worth in a creation.
+    """
+    return issubclass(kind, protocol)
+
+
 @runtime_checkable
 class Describer(Protocol):
     """A wall that has more to say in `system info`, such as its accelerator and why."""
@@ -328,8 +343,16 @@ class Closing(Protocol):
 class Sweeping(Protocol):
     """A wall of which a killed daemon leaves more than its workloads."""
 
-    async def sweep(self, running: Collection[str]) -> None:
-        """Once, when a daemon takes over; `running` are the keeper's keys."""
+    async def sweep(self, running: Collection[str]) -> set[str]:
+        """Once, when a daemon takes over; `running` are the keeper's keys. The answer: those it has ended."""
+
+
+@runtime_checkable
+class Reserving(Protocol):
+    """A wall that has things ready for workloads to come."""
+
+    def reserve(self, spec: WorkloadSpec, image: Image) -> str | None:
+        """The id of a workload like `spec` that is ready but for its start; its folder is there."""
 
 
 @runtime_checkable

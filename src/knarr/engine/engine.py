@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import os
 import time
 from contextlib import AsyncExitStack
@@ -28,7 +27,7 @@ from knarr.engine import (
     validate,
     views,
 )
-from knarr.engine.driver import Closing, Provisioner, Workload
+from knarr.engine.driver import Closing, Provisioner, Reserving, Workload, able
 from knarr.engine.jobs import Job
 from knarr.engine.streams import ExecTerminal
 from knarr.engine.table import Entry, Table
@@ -85,7 +84,7 @@ class Engine:
 
     async def create(self, spec: WorkloadSpec) -> Workload:
         """Raises `NotFound` (image), `Invalid`, `Unsupported`, `Conflict` (name)."""
-        w = self._draft(spec)
+        w = self._draft(spec, reserve=True)
         with self.volumes.claimed(w), self.users.claimed(w):
             await self._make(w)
         return w
@@ -93,7 +92,8 @@ class Engine:
     async def _make(self, w: Workload) -> None:
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self.life.delete_folder, w.dir)
-            os.mkdir(w.dir, 0o700)
+            if not os.path.isdir(w.dir):  # else a wall had it ready
+                os.mkdir(w.dir, 0o700)
             logdrivers.make(self.state.run, w)
             driver = self.life.driver(w)
             await driver.prepare(w)
@@ -108,13 +108,15 @@ class Engine:
         w = self._draft(spec)
         return self.life.driver(w).plan(w)
 
-    def _draft(self, spec: WorkloadSpec) -> Workload:
+    def _draft(self, spec: WorkloadSpec, *, reserve: bool = False) -> Workload:
         driver = self._driver(spec)
         spec = sharing.resolve(self.users.complete(validate.spec(spec)), self.table)
         image = self.images.get(spec.image)
         spec = self.volumes.complete(spec, image)
         spec = dataclasses.replace(spec, log=logdrivers.complete(spec.log, self.settings.read().log))
-        workload_id = names.new_id()
+        reserves = reserve and able(type(driver), Reserving)
+        ready = cast("Reserving", driver).reserve(spec, image) if reserves else None
+        workload_id = ready or names.new_id()
         hostname = spec.hostname or sharing.hostname(spec, workload_id, self.table)
         process = merge.merge(spec, image.config, hostname, self.capabilities(spec.security))
         merge.stop_signal(spec, image.config)
@@ -186,7 +188,7 @@ class Engine:
     def wanting(self, w: Workload) -> str:
         """What its first start would fetch, such as a guest's kernel; empty = nothing."""
         driver = self.life.driver(w)
-        return cast("Provisioner", driver).wanting(w) if _provisions(type(driver)) else ""
+        return cast("Provisioner", driver).wanting(w) if able(type(driver), Provisioner) else ""
 
     async def provision(self, text: str) -> AsyncIterator[dict[str, Any]]:
         """Fetch that, with progress; the last line is `ready`."""
@@ -397,12 +399,6 @@ class Engine:
             if isinstance(driver, Closing):
                 await driver.close()
         await asyncio.wait_for(self.life.settle(), 5)
-
-
-@functools.cache
-def _provisions(kind: type) -> bool:
-    """Looking a protocol's methods up costs more than the rest of the question."""
-    return issubclass(kind, Provisioner)
 
 
 def _clean(path: str) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from knarr.engine.driver import Workload
+    from knarr.model.resource import Attachment
     from knarr.networks.manager import NetworkManager
 
 
@@ -29,6 +30,7 @@ class WorkloadNetwork:
     def __init__(self, manager: NetworkManager, save: Callable[[Workload], None]) -> None:
         self._manager = manager
         self._save = save
+        self._reserved: dict[str, Attachment] = {}
 
     async def connect(self, w: Workload, *, vm: bool, netns: int | None = None) -> int | None:
         if w.spec.network is not NetworkMode.BRIDGE:
@@ -36,12 +38,16 @@ class WorkloadNetwork:
             self._save(w)
             return None
         with ExitStack() as undo:
-            if vm:
+            fd: int | None = None
+            if w.id in self._reserved:
+                attachment = self._reserved.pop(w.id)
+            elif vm:
                 attachment, fd = self._manager.attach_vm(w.id, w.attachment)
             else:
                 attachment, fd = self._manager.attach_container(w.id, w.attachment, netns=netns)
             undo.callback(self._manager.detach, w.id)
-            undo.callback(os.close, fd)
+            if fd is not None:
+                undo.callback(os.close, fd)
             ports = self._manager.publish(w.id, attachment, w.spec.ports) if w.spec.ports else ()
             self._manager.set_names(w.id, names(w), attachment.address)
             w.attachment, w.ports = attachment, ports
@@ -49,6 +55,15 @@ class WorkloadNetwork:
             self._save(w)
             undo.pop_all()
         return fd
+
+    def reserve(self, workload: str) -> tuple[Attachment, int]:
+        attachment, fd = self._manager.attach_vm(workload)
+        self._reserved[workload] = attachment
+        return attachment, fd
+
+    def release(self, workload: str) -> None:
+        if self._reserved.pop(workload, None) is not None:
+            self._manager.detach(workload)
 
     def disconnect(self, w: Workload) -> None:
         if w.spec.network is NetworkMode.BRIDGE:

@@ -14,7 +14,7 @@ from knarr.model.logs import Logging
 from knarr.model.namespaces import UserMode, UserNamespace, parse_userns
 
 _LIMIT = 1 << 16
-_KNOWN = ("userns", "log-driver", "log-opts")
+_KNOWN = ("userns", "log-driver", "log-opts", "microvm-slots")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +22,8 @@ class Settings:
     userns: UserNamespace | None = None
     """for containers; None = host"""
     log: Logging = field(default_factory=Logging)
+    microvm_slots: int | None = None
+    """how many microVMs may wait for a workload at most; None = as the host's memory allows"""
 
 
 class SettingsFile:
@@ -60,7 +62,10 @@ def parse(path: str, text: bytes) -> Settings:
         if key not in _KNOWN:
             raise Invalid(f"{path}: setting {key!r} is unknown", hint=", ".join(_KNOWN))
     log = _log(path, values.get("log-driver", ""), values.get("log-opts", {}))
-    return Settings(userns=_userns(path, values.get("userns")), log=log)
+    slots = values.get("microvm-slots")
+    if slots is not None and (type(slots) is not int or slots < 0):
+        raise Invalid(f"{path}: microvm-slots is not a number of machines", hint='{"microvm-slots": 0}')
+    return Settings(userns=_userns(path, values.get("userns")), log=log, microvm_slots=slots)
 
 
 def _log(path: str, driver: object, options: object) -> Logging:

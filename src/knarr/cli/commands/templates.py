@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-COLUMNS = ("Key", "Kernel", "Accelerator", "Memory", "CPUs", "Network", "Size", "Used")
+COLUMNS = ("Key", "Kernel", "Accelerator", "Memory", "CPUs", "Network", "Slots", "Size", "Used")
 
 
 def templates(context: Context, a: Arguments) -> int:
@@ -49,6 +49,7 @@ def _row(item: Mapping[str, Any]) -> dict[str, str]:
         "Memory": f"{int(item['memory']) >> 20}M",
         "CPUs": str(item["cpus"]),
         "Network": "bridge" if item["network"] else "none",
+        "Slots": str(item["slots"]),
         "Size": units.format_bytes(int(item["size"])),
         "Used": f"{units.format_ago(time.time() - int(item['used']) / 1e9)} ago",
     }

@@ -26,24 +26,6 @@ static void start_failed(const char *step)
 	workload_failed(error, 125, text);
 }
 
-/* etc files arrive with the request; the workload sees them as bind mounts of these copies. */
-static int write_etc(struct request *q)
-{
-	struct record *r;
-	int at = 0;
-	mkdir("/run/etc", 0755);
-	while ((r = request_next(q, "etc", &at))) {
-		char path[300];
-		size_t name = strlen(r->value);
-		snprintf(path, sizeof path, "/run/etc/%s", r->value);
-		int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-		if (fd < 0 || write(fd, r->value + name + 1, r->len - name - 1) < 0)
-			return -1;
-		close(fd);
-	}
-	return 0;
-}
-
 /* Mounts that are made in the agent's own tree, such as folders of the host of which only one file is wanted. */
 static int mount_outside(struct request *q)
 {
@@ -58,15 +40,6 @@ static int mount_outside(struct request *q)
 			return -1;
 	}
 	return 0;
-}
-
-static void open_streams(void)
-{
-	if (stdin_ready >= 0)
-		return;
-	ports[1] = wait_port("stdout", O_WRONLY | O_NONBLOCK);
-	ports[2] = wait_port("stderr", O_WRONLY | O_NONBLOCK);
-	stdin_ready = wait_port("stdin", O_RDONLY | O_NONBLOCK);
 }
 
 /* All that a start needs and that is the same for every one of its class, before the machine is saved as a template. */
@@ -101,16 +74,14 @@ static void on_start(struct request *q)
 	seed_random(request_next(q, "seed", &at));
 	if (request_number(q, "folders", 0))
 		load_modules("/boot/modules.folders");
-	if (mount_disks(&step) < 0)
+	if (!ready_done && mount_disks(&step) < 0)
 		return start_failed(step);
 	if (request_number(q, "idle", 0)) {
 		state = RUNNING; /* only archives are wanted of it */
 		frame_add(&output, G_STARTED, 0, 0, NULL, 0);
 		return;
 	}
-	if (request_text(q, "address"))
-		load_modules("/boot/modules.net");
-	if (set_up_network(q) < 0)
+	if (!ready_done && join_network(q) < 0)
 		return start_failed("set up the network");
 	if (set_up_cgroup(q) < 0)
 		return start_failed("set up the cgroup");
@@ -187,6 +158,9 @@ static void on_ask(unsigned id, struct request *q)
 		send_records(G_RESULT, id, &b);
 	} else if (op && !strcmp(op, "prepare")) {
 		answer(id, state == BOOTED ? prepare(q) : (errno = EBUSY, -1), "prepare");
+	} else if (op && !strcmp(op, "ready")) {
+		const char *step = "ready";
+		answer(id, state == BOOTED && !ready_done ? make_ready(q, &step) : (errno = EBUSY, -1), step);
 	} else if (op && !strcmp(op, "update")) {
 		answer(id, set_limits(q), "set the limits");
 	} else if (op && (!strcmp(op, "freeze") || !strcmp(op, "thaw"))) {

@@ -5,6 +5,7 @@
 /* Output beyond this may wait in a full pipe of the host's, unseen from here: then the host must confirm before power off. */
 #define UNCONFIRMED_MAX 4096
 #define CONFIRM_SECONDS 60
+#define REHEARSAL "/sys/fs/cgroup/rehearsal"
 
 enum { BOOTED, RUNNING, ENDED };
 
@@ -15,13 +16,14 @@ struct session {
 	pid_t pid;
 	int report, in, out[2], master;
 	int started, exited, eof_in, orphan, code;
+	int first, rehearsal;	/* the workload's own process, or the agent in its place */
 	unsigned credit;
 	struct bytes input;
 	struct request *q;
 };
 
 static int control = -1, status_port = -1, stdin_port = -1, stdin_ready = -1, ports[3] = { -1, -1, -1 }, state = BOOTED, workload_pidfd = -1;
-static struct session workload = { .report = -1, .in = -1, .out = { -1, -1 }, .master = -1 }, *sessions = &workload;
+static struct session workload = { .first = 1, .report = -1, .in = -1, .out = { -1, -1 }, .master = -1 }, *sessions = &workload;
 static struct bytes output, input, message, stdin_bytes, stream[3];
 static int message_type;
 static unsigned message_session;
@@ -102,18 +104,19 @@ static void child_signals(int report, int others[3])
 		_exit(125);
 }
 
-static void write_self_into_cgroup(struct request *q)
+static void enter_cgroup(struct request *q, const char *processes)
 {
 	const char *score = request_text(q, "oom_score_adj");
 	write_file("/proc/self/oom_score_adj", score ? score : "0");
-	if (write_file(CGROUP "/cgroup.procs", "0") < 0)
+	if (write_file(processes, "0") < 0)
 		fail("enter the cgroup");
 }
 
-static void workload_child(struct request *q, int report, int streams[3])
+static void workload_child(struct session *s, int report, int streams[3])
 {
+	struct request *q = s->q;
 	child_signals(report, streams);
-	write_self_into_cgroup(q);
+	enter_cgroup(q, s->rehearsal ? REHEARSAL "/cgroup.procs" : CGROUP "/cgroup.procs");
 	const char *hostname = request_text(q, "hostname");
 	if (unshare(CLONE_NEWCGROUP) < 0)
 		fail("unshare the cgroup namespace");
@@ -144,7 +147,7 @@ static void session_child(struct session *s, int report, int streams[3])
 	} else {
 		int spaces = CLONE_NEWNS;
 		if (s->op == 'x') {
-			write_self_into_cgroup(s->q);
+			enter_cgroup(s->q, CGROUP "/cgroup.procs");
 			spaces |= CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP;
 		}
 		if (setns(workload_pidfd, spaces) < 0)
@@ -187,8 +190,8 @@ static int make_streams(struct session *s, int far[3])
 		far[i] = pair[1];
 		fcntl(pair[0], F_SETFL, O_NONBLOCK);
 	}
-	if (s->op == 'x' && !request_number(s->q, "stdin", 0)) {
-		far[0] = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	if (s->op == 'x' && (s->rehearsal || !request_number(s->q, "stdin", 0))) {
+		far[0] = open(s->rehearsal ? "/boot/init" : "/dev/null", O_RDONLY | O_CLOEXEC);
 		return far[0] < 0 ? -1 : 0;
 	}
 	if (pipe2(pair, O_CLOEXEC) < 0)
@@ -202,13 +205,13 @@ static int make_streams(struct session *s, int far[3])
 static int session_start(struct session *s)
 {
 	int far[3], pair[2] = { -1, -1 };
-	unsigned long spaces = s == &workload ? CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC : 0;
+	unsigned long spaces = s->first ? CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC : 0;
 	if (make_streams(s, far) < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
 		return -1;
 	pid_t pid = syscall(SYS_clone, spaces | SIGCHLD, 0, 0, 0, 0);
 	if (pid == 0) {
-		if (s == &workload)
-			workload_child(s->q, pair[1], far);
+		if (s->first)
+			workload_child(s, pair[1], far);
 		session_child(s, pair[1], far);
 		_exit(125);
 	}
@@ -218,9 +221,10 @@ static int session_start(struct session *s)
 	close(pair[1]);
 	s->report = pair[0];
 	errno = saved;
-	if (pid > 0 && s == &workload) {
+	if (pid > 0 && s->first) {
 		s->pid = pid;
-		workload_pidfd = syscall(SYS_pidfd_open, pid, 0);
+		if (s == &workload)
+			workload_pidfd = syscall(SYS_pidfd_open, pid, 0);
 		send(s->report, "G", 1, MSG_NOSIGNAL);
 	}
 	return pid < 0 ? -1 : 0;

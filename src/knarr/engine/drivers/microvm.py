@@ -14,15 +14,14 @@ import time
 from contextlib import AsyncExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from knarr.engine import sharing
 from knarr.engine.driver import ExitResult, PathStat, Services, Stats, Workload
-from knarr.engine.drivers import limitchecks, vm_boot, vm_leftovers
+from knarr.engine.drivers import limitchecks, vm_boot, vm_guest, vm_leftovers, vm_slots
 from knarr.engine.drivers.failures import hint_of, hinted
 from knarr.engine.drivers.vm_idle import IdleMachines
 from knarr.engine.drivers.vm_streams import VmExec, VmStdinTable
 from knarr.engine.drivers.vm_templates import template_view
 from knarr.keeper import logfiles
-from knarr.kernel import caps, cgroups, changes, facts, proctable, relimit, seccomp
+from knarr.kernel import caps, cgroups, changes, facts, proctable, relimit
 from knarr.machines import accel, disks, folders, jail, launch, plan, request, status, wire
 from knarr.machines.agent import Agent, AgentGone
 from knarr.machines.kernels import GuestKernel, KernelStore
@@ -36,8 +35,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from knarr.engine.driver import ExecSession, Stdin
+    from knarr.engine.drivers.vm_slots import Slot
     from knarr.kernel.changes import Change
     from knarr.kernel.proctable import Proc
+    from knarr.machines.templates import Template
     from knarr.model.resource import Image
     from knarr.model.workload import ExecSpec, Resources, WorkloadSpec
 
@@ -59,10 +60,11 @@ class MicrovmDriver:
         self._kernels = KernelStore(services.root, facts.native_program("agent"))
         self._kernel_lock = asyncio.Lock()
         self._boot = vm_boot.Booter(services)
-        self._idle = IdleMachines(self._boot, self._idle_machine)
         self._stdin = VmStdinTable(services.holder)
         self._agents: dict[str, Agent] = {}
         self._uids: dict[str, int] = {}
+        self._slots = vm_slots.Slots(services, self._boot, self._uids)
+        self._idle = IdleMachines(self._boot, self._idle_machine)
         self._tasks: set[asyncio.Task[None]] = set()
 
     # before the start
@@ -74,7 +76,6 @@ class MicrovmDriver:
                 "isolation microvm can't do network host: a machine has a network stack of its own",
                 hint="use the default bridge, or none",
             )
-        sharing.refuse_machine(spec)
         if spec.devices:
             raise Unsupported(
                 f"isolation microvm can't do device {spec.devices[0].source!r}: a machine has its own",
@@ -103,11 +104,17 @@ class MicrovmDriver:
         ).describe()
         return (*steps, *(f"guest: {line}" for line in request.describe(self._guest(w, ()))))
 
+    def reserve(self, spec: WorkloadSpec, image: Image) -> str | None:
+        return self._slots.reserve(spec, image.rootfs)
+
     async def prepare(self, w: Workload) -> None:
+        if self._slots.own(w.id):
+            return
         await asyncio.to_thread(disks.make_upper, self._s.root, os.path.join(w.dir, "upper.img"))
 
     async def remove(self, w: Workload) -> None:
         """All of it lies in `w.dir`, which no machine may use any more."""
+        await self._slots.drop(w.id)
         async with self._idle.closed(w):
             return
 
@@ -126,10 +133,14 @@ class MicrovmDriver:
             "accelerator": found.kind if found else "found out at the first start",
             "reason": found.reason if found else "",
             "templates": str(len(self._boot.templates.store.list())),
+            "slots": str(len(self._slots)),
         }
 
     def templates(self) -> list[dict[str, Any]]:
-        return [template_view(item) for item in self._boot.templates.store.list()]
+        return [self._view(item) for item in self._boot.templates.store.list()]
+
+    def _view(self, template: Template) -> dict[str, Any]:
+        return {**template_view(template), "slots": self._slots.count(template.about)}
 
     async def make_template(self, spec: WorkloadSpec) -> dict[str, Any]:
         kernel = await self._guest_kernel(spec.kernel)
@@ -141,16 +152,19 @@ class MicrovmDriver:
             resources=spec.resources,
             attachment=None if spec.network is NetworkMode.NONE else plan.NOWHERE,
         )
-        return template_view(await self._boot.templates.make(machine))
+        return self._view(await self._boot.templates.make(machine))
 
     async def remove_template(self, key: str) -> dict[str, Any]:
-        return template_view(await asyncio.to_thread(self._boot.templates.store.remove, key))
+        return self._view(await asyncio.to_thread(self._boot.templates.store.remove, key))
 
     async def close(self) -> None:
+        await self._slots.close()
         await self._boot.templates.close()
 
-    async def sweep(self, running: Collection[str]) -> None:
-        await vm_leftovers.sweep(self._s, running)
+    async def sweep(self, running: Collection[str]) -> set[str]:
+        ended = await vm_slots.sweep(self._s, self._boot, running)
+        await vm_leftovers.sweep(self._s, [key for key in running if key not in ended])
+        return ended
 
     async def _kernel(self, w: Workload, tell: Callable[[str], None] = lambda _: None) -> GuestKernel:
         return await self._guest_kernel(w.spec.kernel, tell)
@@ -164,31 +178,22 @@ class MicrovmDriver:
             return await asyncio.to_thread(self._kernels.fetch, tell)
 
     def _guest(self, w: Workload, binds: tuple[request.Folder, ...]) -> request.GuestInput:
-        process, etc = w.process, self._s.network.etc_files(w) if w.status.alive else {}
-        return request.GuestInput(
-            process=process,
-            hostname=w.hostname,
-            capability_mask=caps.mask(process.capabilities),
-            seccomp=_filter(process),
-            mounts=w.mounts,
-            folders=binds,
-            read_only=w.spec.read_only,
-            privileged=w.spec.security.privileged,
-            system_paths=w.spec.security.system_paths != "unconfined",
-            mask=w.spec.security.mask,
-            unmask=w.spec.security.unmask,
-            shm_size=w.spec.shm_size,
-            sysctls=w.spec.sysctls,
-            stdin=w.spec.stdin_open,
-            attachment=w.attachment,
-            resources=w.spec.resources,
-            etc=tuple((target, _content(source)) for target, source in etc.items()),
-        )
+        etc = self._s.network.etc_files(w) if w.status.alive else {}
+        return vm_guest.guest_input(w, binds, etc)
 
     # start and end
 
     async def start(self, w: Workload) -> int:
         kernel = await self._kernel(w)
+        slot = await self._slots.take(w, kernel.version)
+        if slot is not None:
+            try:
+                return await self._start(w, kernel, slot)
+            except AgentGone as error:
+                self._s.emit(w, "slot_fallback", {"reason": error.message})
+        return await self._start(w, kernel)
+
+    async def _start(self, w: Workload, kernel: GuestKernel, slot: Slot | None = None) -> int:
         chosen = await self._boot.accelerator(kernel)
         async with self._idle.closed(w), AsyncExitStack() as undo:
             tap = await self._s.network.connect(w, vm=True)
@@ -223,16 +228,27 @@ class MicrovmDriver:
             w.private["vcpus"] = plan.vcpus(w.spec.resources)
             self._s.save(w)
             w.exit_hook = lambda _status: not status.read(w.dir).began
-            pid = await self._run(w, boot)
+            pid = await self._run(w, boot, slot)
             undo.pop_all()
         if tap is not None:
             os.close(tap)
         return pid
 
-    async def _run(self, w: Workload, boot: vm_boot.Boot) -> int:
+    async def _run(self, w: Workload, boot: vm_boot.Boot, slot: Slot | None) -> int:
         """Boot, then wait until the program runs; a program that could not be executed is an error here."""
-        pid, agent = await self._boot.boot(w, boot)
-        self._take_up(w, agent)
+        with self._boot.templates.busy():
+            if slot is None:
+                pid, agent = await self._boot.boot(w, boot)
+            else:
+                pid, agent = await self._slots.assign(slot, boot)
+                w.private["start"] = {"boot": "slot"}
+            self._take_up(w, agent)
+            await self._until_runs(w, boot, agent)
+        w.exit_hook = None
+        self._slots.started(w, boot.machine, warm=slot is not None)
+        return pid
+
+    async def _until_runs(self, w: Workload, boot: vm_boot.Boot, agent: Agent) -> None:
         try:
             await agent.started()
         except AgentGone as error:
@@ -246,8 +262,6 @@ class MicrovmDriver:
             if isinstance(error, Failed):
                 raise hinted(error) from error
             raise
-        w.exit_hook = None
-        return pid
 
     def _uid(self, w: Workload) -> int:
         found = vm_boot.uid_of(self._s.instance, w.id, set(self._uids.values()))
@@ -383,7 +397,7 @@ class MicrovmDriver:
         self, w: Workload, spec: ExecSpec, process: Process, *, detach: bool = False
     ) -> ExecSession:
         records = (
-            *request.process_records(process, caps.mask(process.capabilities), _filter(process)),
+            *request.process_records(process, caps.mask(process.capabilities), vm_guest.call_filter(process)),
             ("stdin", b"%d" % (spec.stdin_open and not detach)),
             ("detach", b"%d" % detach),
         )
@@ -437,6 +451,7 @@ class MicrovmDriver:
         return nullcontext(self._agent(w)) if w.status.running else self._idle.open(w)
 
     async def _idle_machine(self, w: Workload) -> tuple[MachineInput, int]:
+        await self._slots.drop(w.id)  # it has the disk
         kernel = await self._kernel(w)
         chosen = await self._boot.accelerator(kernel)
         machine = plan.MachineInput(kernel=kernel, accel=chosen.kind, tsc_khz=chosen.tsc_khz)
@@ -468,17 +483,6 @@ def _start_error(told: status.Told) -> KnarrError | None:
         return None
     code, text = told.failure
     return Failed(text, hint=hint_of(text), exit_code=code)
-
-
-def _filter(process: Process) -> bytes:
-    if not process.seccomp:
-        return b""
-    return seccomp.program(process.seccomp_profile, frozenset(process.capabilities))
-
-
-def _content(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(1 << 20)
 
 
 def _sizes(log: str) -> list[int]:

@@ -9,6 +9,7 @@ with the console's last lines. Out of scope: the workload and all that comes aft
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import signal
@@ -41,6 +42,7 @@ _DEADLINE_MAX = 120.0
 _CONSOLE_TAIL = 600
 _UID_BASE = 1 << 30
 _END_SECONDS = 10.0
+_LOWEST = 19
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,12 +60,21 @@ class Boot:
     tap: int | None = None
     template: str = ""
     """folder of the template to resume or to make"""
+    spare: bool = False
+    """ahead of need: it yields to everything else"""
 
 
 def deadline(kind: str) -> float:
     """Some eight times the usual time, more on a busy host."""
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
     return min(_DEADLINE_MAX, _DEADLINE[kind] * max(1.0, load))
+
+
+def renice(pid: int, value: int) -> None:
+    """Every thread of it, for each has a priority of its own; those to come take it over."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            os.setpriority(os.PRIO_PROCESS, int(thread), value)
 
 
 def uid_of(instance: str, workload: str, taken: set[int]) -> int:
@@ -184,10 +195,18 @@ class Booter:
         with ExitStack() as held:
             return await self.ignite(boot, self._open(boot.template, boot, held))
 
+    async def ahead(self, boot: Boot, folder: str, rootfs: RootFs) -> tuple[int, Agent]:
+        """A machine that resumes before there is a workload for it; `folder` is its workload's."""
+        with ExitStack() as held:
+            opened = self._open(folder, boot, held) | self._open_disks(rootfs, folder, held)
+            return await self.ignite(boot, opened)
+
     async def ignite(self, boot: Boot, opened: dict[str, int]) -> tuple[int, Agent]:
         """From the keeper's start until the agent answers."""
         made = self.describe(boot, await self.box())
         pid = await self._s.keeper.start(boot.key, made, opened, _streams(boot))
+        if boot.spare:
+            renice(pid, _LOWEST)
         control = self._s.holder.get(f"agent/{boot.key}")
         if control is None:
             raise AgentGone("the machine's channel is gone")

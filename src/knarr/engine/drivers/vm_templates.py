@@ -118,8 +118,7 @@ class Templates:
         task.add_done_callback(lambda _: self._wanted.pop(facts, None))
 
     async def _when_quiet(self, machine: MachineInput) -> None:
-        while self._starting or not await self._stayed_quiet():
-            await self._quiet.wait()
+        await self.quiet(_QUIET)
         try:
             if templates.key(machine, await self._booter.box()) not in self._failed:
                 await self.make(machine)
@@ -127,12 +126,17 @@ class Templates:
             self._failed.add(templates.key(machine, await self._booter.box()))
             _log.warning("no template for microVMs of %s: %s", templates.about(machine), error)
 
-    async def _stayed_quiet(self) -> bool:
-        end = asyncio.get_running_loop().time() + _QUIET
+    async def quiet(self, seconds: float) -> None:
+        """Return when no machine has been starting for that long."""
+        while self._starting or not await self._stayed_quiet(seconds):
+            await self._quiet.wait()
+
+    async def _stayed_quiet(self, seconds: float) -> bool:
+        end = asyncio.get_running_loop().time() + seconds
         while asyncio.get_running_loop().time() < end:
             if self._starting:
                 return False
-            await asyncio.sleep(_QUIET / 10)
+            await asyncio.sleep(seconds / 10)
         return True
 
     async def make(self, machine: MachineInput) -> Template:
