@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -56,6 +57,13 @@ def translate(error: Exception) -> KnarrError:
     if isinstance(error, OSError):
         _log.warning("system call failed", exc_info=error)
         return _from_os(error)
+    if isinstance(error, MemoryError) or str(error) == "can't start new thread":
+        _log.warning("the host is short of memory or threads", exc_info=error)
+        return Unavailable("the host is short of memory or threads", hint="try again when it is less busy")
+    if isinstance(error, sqlite3.Error):
+        _log.warning("a record can't be read or written", exc_info=error)
+        told = f"the records can't be read or written: {error}"
+        return Unavailable(told, hint="is the disk full, or broken?")
     _log.error("internal error", exc_info=error)
     return Failed(
         f"internal error: {type(error).__name__}", hint="please report it with the end of ROOT/daemon.log"

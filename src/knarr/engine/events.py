@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Self
 
+from knarr.model.errors import KnarrError
 from knarr.model.state import Event
 from knarr.store.db import Database, EventRow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+_log = logging.getLogger(__name__)
 _QUEUE = 10_000
 _FOREVER = 1 << 62
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -67,11 +70,13 @@ class EventLog:
             follower.put(event)
 
     def emit(self, kind: str, action: str, subject: str, attributes: dict[str, str]) -> None:
+        """A disk that takes no more of them must not stop what they tell of."""
         event = self.make(kind, action, subject, attributes)
         try:
             self._db.add(row(event))
-        finally:
-            self.publish(event)
+        except KnarrError as error:
+            _log.warning("event %s %s of %s: %s", kind, action, subject, error.message)
+        self.publish(event)
 
     async def read(self, since: int | None, until: int | None, *, follow: bool) -> AsyncIterator[Event]:
         """Past events from `since` on (none without it), then the coming ones until `until` or for ever."""

@@ -8,13 +8,13 @@ start is taken back by its driver. Out of scope: creating (`engine.engine`), tak
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
-import os
 import signal
 import time
 from typing import TYPE_CHECKING
 
-from knarr.engine import events, logdrivers, merge, records, views
+from knarr.engine import events, logdrivers, merge, records, removals, views
 from knarr.engine.driver import ExecExits, ExitResult
 from knarr.engine.health import HealthChecks
 from knarr.engine.restarts import Restarts
@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _KILL_PATIENCE = 30.0
-_INLINE_ENTRIES = 200
-"""A writable layer with more entries is removed in a thread."""
+_FIRST_PAUSE, _LAST_PAUSE = 0.5, 30.0
 
 
 class Lifecycle:
@@ -126,7 +125,12 @@ class Lifecycle:
             w.status = Status.RUNNING
             w.started = time.time_ns()
             self.health.begin(entry, fresh=True)
-            self.commit(w, "start", w.private.get("start"))
+            try:
+                self.commit(w, "start", w.private.get("start"))
+            except KnarrError:
+                # a start that nobody can remember is taken back; its end comes like any other's
+                await self.driver(w).signal(w, signal.SIGKILL)
+                raise
 
     def _start_failed(self, entry: Entry, before: Status, error: BaseException) -> None:
         w = entry.w
@@ -136,7 +140,11 @@ class Lifecycle:
         w.exit_code = error.exit_code if isinstance(error, KnarrError) else KnarrError.exit_code
         w.pid, w.ports = 0, ()
         w.finished = time.time_ns()
-        self.save(w)
+        try:
+            self.save(w)
+        except KnarrError as refused:
+            # the record still says `starting`, which the next daemon reads as never begun
+            _log.warning("%s: %s", w.name, refused.message)
         entry.tell_exit()
         if w.spec.auto_remove:
             self.spawn(self._auto_remove(entry))
@@ -173,9 +181,13 @@ class Lifecycle:
             w.pid, w.ports = 0, ()
             if result.oom_killed:
                 self.emit(w, "oom", {})
-            self.commit(w, "die", {"exit_code": str(result.code)})
+            recorded = self._record_end(w)
             entry.tell_exit()
             await self._cleanup(w)
+            if recorded:
+                await self._forget(w.id)
+            else:
+                self._later(_FIRST_PAUSE, lambda pause: self._end_unrecorded(entry, pause))
             self.restarts.ended(entry)
         if w.spec.auto_remove and not entry.staying:
             await self._auto_remove(entry)
@@ -192,13 +204,33 @@ class Lifecycle:
             await self.driver(w).cleanup(w)
         except (KnarrError, OSError) as error:
             _log.warning("%s: clean-up: %s", w.name, error)
-        await self._forget(w.id)
 
-    async def _forget(self, key: str) -> None:
+    def _record_end(self, w: Workload) -> bool:
+        try:
+            self.commit(w, "die", {"exit_code": str(w.exit_code)})
+        except KnarrError as error:
+            _log.warning("%s: its end can't be recorded yet: %s", w.name, error.message)
+            return False
+        return True
+
+    def _end_unrecorded(self, entry: Entry, pause: float) -> None:
+        """Until then the keeper remembers the end, for the daemon after this one."""
+        if entry.w.status is Status.REMOVED or self._record_end(entry.w):
+            self.spawn(self._forget(entry.w.id))
+        else:
+            self._later(pause, lambda longer: self._end_unrecorded(entry, longer))
+
+    async def _forget(self, key: str, pause: float = _FIRST_PAUSE) -> None:
         try:
             await self._keeper.forget(key)
         except (KnarrError, OSError) as error:
-            _log.warning("%s: the keeper would not forget it: %s", key, error)
+            _log.warning("%s: the keeper would not forget it yet: %s", key, error)
+            if not isinstance(error, OSError) or error.errno != errno.EBUSY:
+                self._later(pause, lambda longer: self.spawn(self._forget(key, longer)))
+
+    def _later(self, pause: float, act: Callable[[float], None]) -> None:
+        """`act` after a pause, with the next one: nothing of it holds up the daemon's end."""
+        asyncio.get_running_loop().call_later(pause, act, min(2 * pause, _LAST_PAUSE))
 
     # signals
 
@@ -279,10 +311,14 @@ class Lifecycle:
                 return
             if w.status.alive:
                 raise Conflict(f"workload {w.name!r} was started again meanwhile")
-            w.status = Status.REMOVING
-            await self.driver(w).remove(w)
-            event = self._events.make("workload", "destroy", w.id, _attributes(w))
-            self._db.delete(w.id, events.row(event))
+            before, w.status = w.status, Status.REMOVING
+            try:
+                await self.driver(w).remove(w)
+                event = self._events.make("workload", "destroy", w.id, _attributes(w))
+                self._db.delete(w.id, events.row(event))
+            except BaseException:
+                w.status = before
+                raise
             self.table.discard(entry)
             w.status = Status.REMOVED
             entry.tell_removal()
@@ -315,13 +351,12 @@ class Lifecycle:
             _log.warning("%s: automatic removal: %s", entry.w.name, error)
 
     async def delete_folder(self, path: str) -> None:
-        removal = Removal(path)
+        """What can't go now goes later, or at the next daemon's start."""
         try:
             logdrivers.remove(path)
-            if not removal.run(_INLINE_ENTRIES):
-                await asyncio.to_thread(removal.run)
         except OSError as error:
-            _log.warning("%s: %s", error.filename or path, os.strerror(error.errno or 0))
+            _log.warning("%s: its log: %s", path, error)
+        await removals.remove(Removal(path), path)
 
     # output
 

@@ -13,6 +13,7 @@ import os
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from knarr.engine import removals
 from knarr.model import names
 from knarr.model.errors import Conflict, Failed, Invalid
 from knarr.model.workload import Mount, MountKind
@@ -201,7 +202,7 @@ class Volumes:
         place = self._store.forget(name)
         self._filling.pop(name, None)
         self._events.emit("volume", "destroy", name, {"driver": "local"})
-        await asyncio.to_thread(Removal(place).run)
+        await removals.remove(Removal(place), f"volume {name}")
 
     def _users(self, name: str) -> list[str]:
         """Names of workloads in any state, and ids of those that are being made."""

@@ -52,11 +52,13 @@ class ImageStore:
             partial.save(os.path.join(self._temporary, name), self.partials)
         partial.expire(self.partials)
         shutil.rmtree(self._temporary, ignore_errors=True)
-        os.mkdir(self._temporary, 0o700)
+        os.makedirs(self._temporary, mode=0o700, exist_ok=True)
         self.records = Records(os.path.join(self.root, "pool.db"))
         self.pool = Pool(os.path.join(self.root, "pool"), self.records, self.lock)
         self.pins: Counter[str] = Counter()
         self._counter = 0
+        self._jobs: set[str] = set()
+        """folders of ingests that are under way"""
         self._collector = Collector(self.root, self.records, self.pool, self.pins)
         if self.records.flag("dirty"):
             self._collector.recover()
@@ -111,6 +113,7 @@ class ImageStore:
         with self.lock:
             self._counter += 1
             folder = os.path.join(self._temporary, str(self._counter))
+            self._jobs.add(folder)
         try:
             with _translated():
                 os.mkdir(folder, 0o700)
@@ -126,12 +129,21 @@ class ImageStore:
                 partial.drop(self.partials, layer.digest)
             raise
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            self._sweep(folder)
             # what can't be cleaned now, on a full disk, is when the store is opened next: the flag stays up
             with self.lock, contextlib.suppress(OSError, sqlite3.Error):
                 self._collector.settle()
         with self.lock:
             return self._catalog.images[job.id]
+
+    def _sweep(self, folder: str) -> None:
+        """What could not be removed when its ingest ended goes with a later one's."""
+        with self.lock:
+            self._jobs.discard(folder)
+            with contextlib.suppress(OSError):
+                there = {entry.path for entry in os.scandir(self._temporary) if entry.name.isdigit()}
+                for path in there - self._jobs:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def tag(self, name: str, reference: str) -> None:
         full = canonical(reference)

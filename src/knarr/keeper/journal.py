@@ -18,6 +18,7 @@ Out of scope: processes themselves (`keeper.main`).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -111,12 +112,19 @@ class Journal:
         self.entries[entry.key] = entry
 
     def running(self, entry: Entry) -> None:
+        """Not written, it is found out again: what a process executes can be seen."""
         entry.running = True
-        self._append(["R", entry.key])
+        with contextlib.suppress(OSError):
+            self._append(["R", entry.key])
 
     def ended(self, entry: Entry, status: int, time: int) -> None:
+        """Raises OSError: then it must not be reaped."""
         entry.status, entry.time = status, time
-        self._append(["E", entry.key, status, time])
+        try:
+            self._append(["E", entry.key, status, time])
+        except OSError:
+            # a new file says it as well as the one that is broken
+            self.compact()
 
     def forgotten(self, entry: Entry) -> None:
         if self.entries.pop(entry.key, None) is not None:

@@ -131,8 +131,7 @@ class Starts:
 
     def release(self, workload_id: str) -> None:
         """Its pipes are emptied into the logs and closed (by the mover), its stdin is closed."""
-        self._holder.delete(f"in/{workload_id}")
-        if self._holder.list(f"log/{workload_id}/"):
+        if self._holder.let_go(f"in/{workload_id}", f"log/{workload_id}/"):
             self._mover.drop(workload_id)
 
     def _make_pipes(self, workload_id: str, wanted: dict[str, Any], streams: Streams) -> None:
@@ -205,7 +204,11 @@ class Starts:
         pending = Pending(launch, entry, request)
         self._pending[launch.pid] = pending
         self._selector.register(launch, selectors.EVENT_READ, lambda _events: self._converse(pending))
-        launch.go()
+        try:
+            launch.go()
+        except OSError as error:
+            launch.failure = StepFailed("clone", error)
+            self._conclude(pending)
 
     def _keep(self, workload_id: str, streams: Streams) -> None:
         if not streams.kept:
@@ -225,7 +228,7 @@ class Starts:
         streams.close()
 
     def _converse(self, pending: Pending) -> None:
-        launch, entry = pending.launch, pending.entry
+        launch = pending.launch
         if self._pending.get(launch.pid) is not pending:
             # ended by its reaping earlier in this very turn of the selector
             return
@@ -238,6 +241,10 @@ class Starts:
             return
         except (OSError, KnarrError) as error:
             launch.failure = StepFailed("Pty", _as_os_error(error))
+        self._conclude(pending)
+
+    def _conclude(self, pending: Pending) -> None:
+        launch, entry = pending.launch, pending.entry
         self._selector.unregister(launch)
         launch.finish()
         del self._pending[launch.pid]

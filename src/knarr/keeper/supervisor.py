@@ -213,10 +213,14 @@ class Keeper:
             # its keeper died before `go`: whoever asked for it asks again
             self._starts.forget(entry)
             return
+        if entry.exec_id is not None:
+            # told once, to whoever listens: nobody asks for it again
+            entry.status, entry.time = status, time.time_ns()
+            self._tell(entry)
+            self._journal.forgotten(entry)
+            return
         self._journal.ended(entry, status, time.time_ns())
         self._tell(entry)
-        if entry.exec_id is not None:
-            self._journal.forgotten(entry)
 
     def _tell(self, entry: Entry) -> None:
         if self._daemon is not None:

@@ -7,11 +7,12 @@ last ones, but never leaves half of one. Out of scope: what the bytes mean (`eng
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from knarr.model.errors import Conflict, Failed, Invalid
+from knarr.model.errors import Conflict, Failed, Invalid, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,6 +140,12 @@ def _taken(name: str) -> Conflict:
     return Conflict(f"the name {name!r} is in use", hint="choose another or remove that one")
 
 
+def _unwritable(error: sqlite3.Error) -> Unavailable:
+    return Unavailable(
+        f"the records can't be written: {error}", hint="is the disk with the --root folder full, or broken?"
+    )
+
+
 class _Transaction:
     """`with sqlite3.Connection` leaves BEGIN to its isolation level, which is off here to keep it
     explicit.
@@ -150,7 +157,22 @@ class _Transaction:
         self._db = db
 
     def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            raise _unwritable(error) from error
 
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """A failed statement or commit is rolled back, or the next transaction could not begin."""
+        failed = error if isinstance(error, sqlite3.Error) else None
+        try:
+            if kind is None:
+                self._db.execute("COMMIT")
+        except sqlite3.Error as refused:
+            failed = refused
+        finally:
+            if self._db.in_transaction:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+        if failed is not None and not isinstance(failed, sqlite3.IntegrityError):
+            raise _unwritable(failed) from failed
