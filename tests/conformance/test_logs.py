@@ -181,3 +181,10 @@ def test_settings_choose_the_driver_of_those_who_name_none(wall: Wall) -> None:
         assert log == {"driver": "local", "options": {"max-size": "3m"}}
     finally:
         settings.write_text(before)
+
+
+def test_follow_goes_on_over_restarts_by_policy(wall: Wall) -> None:
+    script = "echo run; sleep 0.3; exit 1"
+    with wall.box("sh", "-c", script, opts=("--restart", "on-failure:2")) as name:
+        assert wall.knarr("logs", "-f", name).lines == ["run", "run", "run"]
+        assert json.loads(wall.knarr("inspect", name).out)[0]["restart_count"] == 2

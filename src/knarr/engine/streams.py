@@ -206,6 +206,9 @@ class Streams:
                     yield piece
             finally:
                 exited.cancel()
+            async with entry.lock:
+                # what ended it also says whether it comes back, under this lock
+                pass
             while _comes_back(entry) and time.time_ns() < until:
                 await asyncio.sleep(_LOOK)
             if not entry.w.status.alive or time.time_ns() >= until:
