@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,6 +84,27 @@ def kernel_floor(*words: str) -> Iterator[Subject]:
         process.stdin.close()
         process.wait(timeout=30)
         process.stdout.close()
+
+
+def floor_rate(tree: str, work: str, link: str, count: int, lives: int) -> float:
+    """Lives a second of `count` copies of that program at a time, each with a folder of its own in `work`."""
+    share = lives // count
+    copies = []
+    for number in range(count):
+        own = os.path.join(work, str(number))
+        os.makedirs(own, exist_ok=True)
+        group = f"knarr_floor{os.getpid()}_{number}"
+        words = (os.path.join(NATIVE, "floor"), "container", tree, own, link, group, "/bin/true")
+        copies.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    started = time.perf_counter()
+    for copy in copies:
+        assert copy.stdin is not None
+        copy.stdin.write("\n" * share)
+        copy.stdin.flush()
+    answers = [copy.communicate()[0] for copy in copies]
+    if any(len(text.split()) != share for text in answers):
+        raise Failed("the kernel floor program ended early")
+    return share * count / (time.perf_counter() - started)
 
 
 @contextlib.contextmanager

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import os
 import statistics
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from knarr.bench import image
+from knarr.bench import floors, image
 from knarr.bench.measure import Figure, Report
 from knarr.bench.start import spec, through_api
 from knarr.client.aio import AsyncClient
@@ -77,10 +78,18 @@ def burst(client: Client, report: Report, count: int) -> None:
 
 def run(client: Client, report: Report, *, count: int | None) -> None:
     """The whole group; `count` is the burst's size."""
-    image.ensure(client)
+    floors.private_mounts()
+    found = image.ensure(client)
     report.say(f"bench throughput: {LIVES} lives by {', '.join(map(str, CLIENTS))} clients, then a burst")
     through_api(client, WALL)
-    for number in CLIENTS:
-        rate = sustained(client, number, LIVES)
-        report.add(Figure(name=f"throughput.clients{number}", value=rate, unit="1/s"))
+    with (
+        floors.image_tree(found) as tree,
+        floors.bridge(f"knfl{os.getpid()}") as link,
+        tempfile.TemporaryDirectory(prefix="bench-", dir=client.root) as work,
+    ):
+        for number in CLIENTS:
+            rate = sustained(client, number, LIVES)
+            floor = floors.floor_rate(tree, work, link, number, LIVES)
+            name = f"throughput.clients{number}"
+            report.add(Figure(name=name, value=rate, unit="1/s", peer="floor", peer_value=floor))
     burst(client, report, count or BURST)
