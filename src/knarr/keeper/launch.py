@@ -17,6 +17,7 @@ import signal
 import socket
 from typing import Any
 
+from knarr.keeper import protocol
 from knarr.kernel import fds as descriptors
 from knarr.kernel import plan as plans
 from knarr.kernel import spawn
@@ -28,7 +29,6 @@ NEVER_BEGAN = 253
 _PACKET = 16384
 _PIECE = 60000
 """of a plan: what a socket takes in one packet without asking for memory in one piece"""
-_SO_SNDBUFFORCE = 32
 
 
 class StepFailed(Exception):
@@ -112,7 +112,7 @@ class Launch:
         """Let the child proceed. A child that is gone already shows as an end of file."""
         size = len(self._message)
         if size > _PIECE:
-            self.channel.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 4 * size)
+            protocol.widen(self.channel)
         fds = self._sent
         try:
             for start in range(0, size, _PIECE):
