@@ -203,6 +203,23 @@ def test_who_joins_can_not_be_looked_into(instance):
         assert instance.knarr("logs", mapped).out == ""
 
 
+def test_joined_shared_memory_brings_no_programs_and_no_links(instance):
+    words = ("--ipc", "shareable", *EVERYTHING)
+    with box(instance, *words) as donor:
+        script = (
+            "mount -o remount,exec,suid,dev /dev/shm; cp /bin/tool /dev/shm/tool; chmod 4755 /dev/shm/tool"
+        )
+        assert instance.knarr("exec", "--privileged", donor, "sh", "-c", script).code == 0
+        joined = ("--ipc", f"container:{donor}", "base:1")
+        flags = run(instance, *joined, "grep", " /dev/shm ", "/proc/mounts").out.split()[3].split(",")
+        assert {"nosuid", "nodev", "noexec"} <= set(flags)
+        assert run(instance, *joined, "/dev/shm/tool", "/bin/true").code == 126
+        instance.knarr("exec", donor, "sh", "-c", "umount /dev/shm; rmdir /dev/shm; ln -s /proc /dev/shm")
+        refused = run(instance, *joined, "true")
+        assert refused.code == 125
+        assert "Traceback" not in refused.err
+
+
 def test_nobody_joins_a_dead_workload(instance):
     with box(instance, "--ipc", "shareable") as name:
         pid, _ = outside(instance, name)

@@ -105,7 +105,11 @@ static int copy_shm(void) {
     if (found < 0) return fail("/dev/shm");
     int tree = open_tree_at(found, "", 0);
     drop(found);
-    return tree;
+    if (tree < 0) return -1;
+    /* whatever its owner made of that place: it brings no programs, devices or set-user-id bits along */
+    if (!set_attributes(tree, "", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, 0, 0)) return tree;
+    drop(tree);
+    return -1;
 }
 
 int step_joined_shm(struct reader *r) {
