@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -248,6 +249,28 @@ def test_ranges_are_this_instances_alone_over_restarts(instance, tmp_path_factor
                 assert abs(outside(other, third)[1] - firsts[1]) >= 65536
     finally:
         other.close()
+
+
+def test_ids_that_another_instance_has_by_now_are_changed_at_the_start(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("images") / "image.tar")
+    busybox_archive(path, tag="base:1")
+    made = Instance()
+    try:
+        made.knarr("daemon", "start", check=True)
+        made.knarr("load", "-i", path, check=True)
+        name = made.knarr("create", "--userns", "auto", "base:1", "sleep", "1000", check=True).out.strip()
+        before = json.loads(made.knarr("inspect", name, check=True).out)[0]["ids"]["uids"][0][1]
+        made.knarr("daemon", "stop", "--workloads", check=True)
+        # what another instance's claim is
+        with open(f"/run/lock/knarr/ids-{before >> 24 << 24:08x}", "w", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            made.knarr("daemon", "start", check=True)
+            made.knarr("start", name, check=True)
+            assert outside(made, name)[1] >> 24 != before >> 24
+            made.knarr("rm", "-f", name)
+            os.unlink(lock.name)
+    finally:
+        made.close()
 
 
 def test_the_settings_file_holds_for_all_that_do_not_say_otherwise(instance):
