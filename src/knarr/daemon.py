@@ -29,6 +29,7 @@ from knarr.engine.drivers.container import ContainerDriver
 from knarr.engine.drivers.microvm import MicrovmDriver
 from knarr.engine.engine import Engine
 from knarr.engine.events import EventLog
+from knarr.engine.guestfiles import GuestFiles
 from knarr.engine.images import Images
 from knarr.engine.lifecycle import Lifecycle
 from knarr.engine.logwatch import LogWatch
@@ -200,6 +201,7 @@ async def _compose(stack: AsyncExitStack, state: StateDir, holder: HolderClient)
     adopt.load(engine)
     await adopt.adopt(engine, hello.running, hello.exits)
     stack.callback(LogWatch(state.run, life).start().close)
+    stack.callback(GuestFiles(life.table).start().close)
     stack.push_async_callback(engine.close)
     return engine
 

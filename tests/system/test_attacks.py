@@ -283,3 +283,20 @@ def test_a_guest_that_says_it_ended_and_runs_on_is_killed(instance, load):
         file.write("exit 0\n")
     os.kill(found["pid"], signal.SIGSTOP)  # as an agent that answers nothing any more
     assert instance.knarr("rm", "-f", name).code == 0
+
+
+@pytest.mark.vm
+def test_a_guest_that_floods_its_console_fills_no_disk(instance, load):
+    words = ("run", "-d", "--isolation", "microvm", "--network", "none", "base:1", "sleep", "1000")
+    name = instance.knarr(*words, check=True).out.strip()
+    folder = json.loads(instance.knarr("inspect", name).out)[0]["folder"]
+    names = ("console.log", "qemu.log", "vm-status")
+    try:
+        for file_name in names:
+            with open(os.path.join(folder, file_name), "ab") as file:  # as its QEMU would, on its word
+                file.write(b"x" * (8 << 20))
+        sizes = lambda: [os.path.getsize(os.path.join(folder, file_name)) for file_name in names]  # noqa: E731
+        eventually(lambda: max(sizes()) <= 1 << 20, what="files that are cut")
+        assert instance.knarr("exec", name, "echo", "alive").out == "alive\n"
+    finally:
+        instance.knarr("rm", "-f", name)

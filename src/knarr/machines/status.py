@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-_LIMIT = 16384
+LIMIT = 16384
+"""bytes of the status file that count"""
 _DIGITS = 18
 
 
@@ -27,7 +28,7 @@ def read(folder: str) -> Told:
     """The status file of a workload's folder; what is missing was not said."""
     try:
         with open(os.path.join(folder, "vm-status"), "rb") as file:
-            return parse(file.read(_LIMIT))
+            return parse(file.read(LIMIT))
     except OSError:
         return Told()
 
