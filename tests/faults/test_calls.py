@@ -138,7 +138,9 @@ def bench() -> Iterator[Bench]:
             instance.knarr("daemon", "start", check=True)
             instance.knarr("load", "-i", busybox_archive(f"{folder}/image.tar", tag=IMAGE), check=True)
             instance.knarr("run", "-d", "--name", "standing", IMAGE, "sleep", "100000", check=True)
-            yield Bench(instance, archive)
+            made = Bench(instance, archive)
+            yield made
+            made.client.close()
         instance.knarr("rm", "-f", "standing", check=True)
     finally:
         instance.close()
@@ -184,7 +186,7 @@ def test_killed_at_a_call(bench: Bench, role: str, verb: str) -> None:
     act = getattr(bench, verb)
     act()
     chosen = _chosen(bench, role, act, chance, errno=0)
-    for nth in chosen if not FULL else chance.sample(chosen, min(len(chosen), 100)):
+    for nth in chance.sample(chosen, min(len(chosen), 100 if FULL else 2)):
         with inject.Injected(bench.pids()[role], nth, 0) as fault:
             trouble = _attempt(act)
         _again(bench, act, f"seed {SEED}: {role} {verb} killed at call {nth} ({fault.hit}): {trouble}")
