@@ -121,7 +121,7 @@ class LogReader:
             if records:
                 return records
             now = self.position >> _SHIFT
-            later = [number for number in self._generations() if number > now]
+            later = self._later(now)
             # the last records of a generation come before the next one does
             records = self._records(self.position)
             if records or not later:
@@ -130,6 +130,15 @@ class LogReader:
             self.position = later[0] << _SHIFT
             self._file("index", later[0])
             self._close_but(later[0])
+
+    def _later(self, now: int) -> list[int]:
+        """The next generation, or those behind a gap. They have no gap but the one at the beginning."""
+        if os.path.exists(self._path("index", now + 1)):
+            return [now + 1]
+        index = self._file("index", now)
+        if index >= 0 and os.fstat(index).st_nlink:
+            return []
+        return [number for number in self._generations() if number > now]
 
     def _enter(self, header: Record) -> Iterator[tuple[int, int, bytes]]:
         """Behind a gap a line that was begun ends, and one that began in it is left out."""

@@ -26,6 +26,8 @@ class LogWriter:
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._generation = 0
+        self._oldest = 0
+        """not newer than the oldest generation that is there"""
         self._rotation = logfiles.Rotation()
         self._index = -1
         self._files: dict[int, int] = {}
@@ -60,10 +62,11 @@ class LogWriter:
 
     def recover(self) -> None:
         """Record what a killed mover moved without: further bytes may never come. Raises OSError."""
-        found = logfiles.generations(self._folder)
+        if self._index < 0:
+            found = logfiles.generations(self._folder)
+            self._generation = found[-1] if found else 0
         for stream, kind in NAMES.items():
-            path = os.path.join(self._folder, logfiles.name(kind, found[-1] if found else 0))
-            if stream not in self._files and os.path.exists(path):
+            if stream not in self._files and os.path.exists(self._path(kind, self._generation)):
                 self._open(stream)
 
     def close(self) -> None:
@@ -88,10 +91,16 @@ class LogWriter:
         self._files[stream] = fd
 
     def _open_generation(self) -> None:
-        """The newest that is there; its size counts from what is in the files."""
+        """The newest that is there."""
         found = logfiles.generations(self._folder)
-        self._generation = found[-1] if found else 0
+        # what a kill left of an older one is swept as well
+        self._oldest = 0
         self._rotation = logfiles.rotation(self._folder)
+        self._begin(found[-1] if found else 0)
+
+    def _begin(self, generation: int) -> None:
+        """Its size counts from what is in the files."""
+        self._generation = generation
         self._index = self._open_file("index", os.O_RDWR | os.O_APPEND)
         # a record torn by a full disk would shift all later ones
         os.ftruncate(self._index, os.fstat(self._index).st_size // RECORD.size * RECORD.size)
@@ -139,7 +148,7 @@ class LogWriter:
             os.close(fd)
         os.rename(begun, self._path("index", self._generation + 1))
         self.close()
-        self._open_generation()
+        self._begin(self._generation + 1)
         try:
             self._drop_old()
         except OSError:
@@ -160,6 +169,8 @@ class LogWriter:
         """Bytes beyond the bound that had to stay: who is attached holds what it has not read yet. The index
         goes first, for a generation without one isn't there. Raises OSError.
         """
+        if self._generation - self._oldest < self._rotation.max_files:
+            return 0
         found = logfiles.generations(self._folder)
         while len(found) > self._rotation.max_files and self._drop(found[0]):
             del found[0]
@@ -167,6 +178,7 @@ class LogWriter:
             _, number = logfiles.parse(file)
             if found and 0 <= number < found[0]:
                 os.unlink(os.path.join(self._folder, file))
+        self._oldest = found[0] if found else self._generation
         return (len(found) - self._rotation.max_files) * self._rotation.max_size
 
     def _drop(self, generation: int) -> bool:
