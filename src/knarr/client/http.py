@@ -15,7 +15,8 @@ MAX_HEAD = 64 * 1024
 """bytes of status line and headers together"""
 MAX_CHUNK_LINE = 256
 
-_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
+_UNRESERVED = frozenset(_PLAIN)
 _NO_BODY = frozenset({101, 204, 304})
 
 
@@ -45,8 +46,10 @@ class End:
 
 def quote(text: str, safe: str = "") -> str:
     """Percent-encode for a path segment or query value; bytes that are not UTF-8 survive a round trip."""
-    allowed = _UNRESERVED | frozenset(safe.encode())
     raw = text.encode("utf-8", "surrogateescape")
+    if not raw.translate(None, _PLAIN):
+        return text
+    allowed = _UNRESERVED | frozenset(safe.encode())
     return "".join(chr(byte) if byte in allowed else f"%{byte:02X}" for byte in raw)
 
 
