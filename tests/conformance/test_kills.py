@@ -23,8 +23,9 @@ import pytest
 
 from conformance.harness import IMAGE, Instance, eventually
 from knarr.client.client import Client
-from knarr.keeper import roles
+from knarr.keeper import protocol, roles
 from knarr.keeper.holder import HolderClient
+from knarr.kernel import fds as descriptors
 from support import leaks, load, registry
 from support.images import busybox_archive
 
@@ -37,7 +38,7 @@ FULL = os.environ.get("KNARR_FULL") == "1" or KILLS > 50
 EVERY = 6 if KILLS <= 50 else 15
 """kills between two inspections of what is left over"""
 TARGETS = (("daemon",), ("daemon",), ("keeper",), ("keeper",), ("mover-0",), ("dns",), ("daemon", "keeper"),
-           ("keeper", "mover-0"), ("daemon", "keeper", "mover-0", "dns"))  # fmt: skip
+           ("keeper", "mover-0"), ("daemon", "keeper", "mover-0", "dns"), ("upgrade",), ("upgrade", "daemon"))  # fmt: skip
 COUNTING = """
 i=0
 while [ ! -e /tmp/stop ]; do echo "line $i"; i=$((i+1)); sleep 0.02; done
@@ -54,6 +55,7 @@ class Killer:
     """The instance's roles, killed by pid; asking for one starts it at once, so that many kills take little time."""
 
     def __init__(self, instance: Instance) -> None:
+        self._run = instance.run_folder
         self._holder = HolderClient(instance.run_folder)
         self._argv = {
             **roles.core(instance.root, instance.run_folder),
@@ -63,7 +65,19 @@ class Killer:
     def close(self) -> None:
         self._holder.close()
 
+    def upgrade(self) -> None:
+        """The keeper in place, by exec; one that is dead or has a start under way is left as it is."""
+        path = os.path.join(self._run, protocol.KEEPER)
+        with contextlib.suppress(OSError), descriptors.connect_unix(path) as sock:
+            sock.settimeout(10)
+            sock.send(protocol.encode({"type": "upgrade", "seq": 1}))
+            sock.recv(1 << 16)
+
     def kill(self, *names: str, wait: bool = True) -> None:
+        """Or, as the name `upgrade`, have the keeper replace itself."""
+        if "upgrade" in names:
+            self.upgrade()
+        names = tuple(name for name in names if name != "upgrade")
         old = self._holder.roles()
         for name in names:
             with contextlib.suppress(ProcessLookupError):

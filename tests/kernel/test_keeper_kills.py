@@ -229,3 +229,49 @@ def test_outside_steps_of_a_start_that_was_cut_short_are_undone(tmp_path):
             os.rmdir(group)
 
     in_instance(tmp_path, work)
+
+
+def test_ten_upgrades_with_kills_between(tmp_path):
+    """Children, a terminal and what an exec prints outlive them; starts go on as before."""
+
+    async def work(it):
+        await it.shell("w", NUMBERS)
+        plan = Plan(
+            inside=(Guard(), Pty(columns=80, rows=24, console=False)),
+            argv=("/bin/sh", "-c", 'while read -r line; do echo "got $line"; done; exit 6'),
+            env=ENV,
+            fds=STREAMS,
+        )
+        await it.link.start("t", plan, {}, {"stdin": True, "tty": True, "log": it.log_folder("t")})
+        _, ends = await it.link.exec(
+            "w", "e", Plan(argv=("/bin/sh", "-c", "sleep 0.6; seq 1 9; exit 2"), env=ENV, fds=STREAMS)
+        )
+        pid = it.holder.roles()["keeper"]
+        for number in range(10):
+            await it.link._ask({"type": "upgrade"})
+            await it.until(lambda: it.link._line is not None)
+            assert (await it.link.list())[0].keys() >= {"w", "t"}
+            assert it.holder.roles()["keeper"] == pid
+            master = it.holder.get("log/t/tty")
+            os.write(master, b"%d\n" % number)
+            os.close(master)
+            await it.shell(f"s{number}", f"exit {number}")
+            if number in (3, 7):
+                await it.kill_and_start("keeper")
+                pid = it.holder.roles()["keeper"]
+        with open(ends["stdout"], "rb") as file:
+            assert await asyncio.to_thread(file.read) == b"".join(b"%d\n" % n for n in range(1, 10))
+        for name in set(ends) - {"stdout"}:
+            os.close(ends[name])
+        await it.until(lambda: it.output("t").count(b"got ") == 10)
+        statuses = {}
+        while len(statuses) < 11:
+            name, status, _, exec_id = await asyncio.wait_for(it.exits.get(), 60)
+            if exec_id is None:
+                statuses[name] = status
+        assert statuses == {"w": 7 << 8, **{f"s{n}": n << 8 for n in range(10)}}
+        await it.link.drain("w")
+        assert it.output("w") == numbered()
+        await it.link.signal("t", 9)
+
+    in_instance(tmp_path, work)
