@@ -53,6 +53,10 @@ class ImageStore:
         partial.expire(self.partials)
         shutil.rmtree(self._temporary, ignore_errors=True)
         os.makedirs(self._temporary, mode=0o700, exist_ok=True)
+        with _readable(self.root):
+            self._open()
+
+    def _open(self) -> None:
         self.records = Records(os.path.join(self.root, "pool.db"))
         self.pool = Pool(os.path.join(self.root, "pool"), self.records, self.lock)
         self.pins: Counter[str] = Counter()
@@ -416,6 +420,18 @@ class ImageStore:
 
 
 _UNREADABLE = "unreadable-image-config"
+
+
+@contextlib.contextmanager
+def _readable(root: str) -> Iterator[None]:
+    """What a broken disk made of the index is told, not followed."""
+    try:
+        yield
+    except (sqlite3.Error, struct.error, TypeError, UnicodeError) as error:
+        raise Failed(
+            f"image store {root!r} has an index that can't be read: {error}",
+            hint="move that folder away, then pull or load the images again",
+        ) from error
 
 
 @contextlib.contextmanager
