@@ -15,7 +15,7 @@ from knarr.keeper.link import KeeperError
 from knarr.kernel.plan import Plan
 from knarr.kernel.steps import MountImage
 
-pytestmark = needs_root
+pytestmark = [pytest.mark.root, needs_root]
 
 
 def mounts(it) -> list[str]:
