@@ -7,16 +7,20 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from knarr.bench import docker, floors, image, memory, qemu
 from knarr.bench.measure import Figure, Report, Subject, compare, interleave, timed
+from knarr.client import frames
 from knarr.client.client import Client
 from knarr.model.errors import Failed
+from knarr.model.logs import LOCAL, Logging
 from knarr.model.workload import Isolation, WorkloadSpec
 
 IDLE_CONTAINERS = 50
 IDLE_MICROVMS = 2
 ROUNDS = 3
+SLOT_SECONDS = 60.0
 SETTLING = 2.0
 """seconds for the kernel's deferred frees"""
 
@@ -25,11 +29,11 @@ def spec(isolation: Isolation, *command: str) -> WorkloadSpec:
     return WorkloadSpec(image=image.REFERENCE, isolation=isolation, command=command)
 
 
-def through_api(client: Client, isolation: Isolation) -> float:
+def through_api(client: Client, isolation: Isolation, wanted: WorkloadSpec | None = None) -> float:
     """create, start, wait, remove over one kept connection; milliseconds."""
 
     def act() -> None:
-        name = client.create(spec(isolation, "true"))["id"]
+        name = client.create(wanted or spec(isolation, "true"))["id"]
         try:
             client.start(name)
             code = client.wait(name)["exit_code"]
@@ -41,15 +45,15 @@ def through_api(client: Client, isolation: Isolation) -> float:
     return timed(act)
 
 
-def through_command(client: Client, isolation: Isolation) -> float:
+def through_command(client: Client, isolation: Isolation, *options: str) -> float:
     """`knarr run --rm … true` as a whole process; milliseconds."""
-    words = (floors.LAUNCHER, "--root", client.root, "--run", client.run, "run", "--rm")
+    words = (floors.LAUNCHER, "--root", client.root, "--run", client.run, "run", "--rm", *options)
     return timed(lambda: floors.run_tool(*words, "--isolation", isolation.value, image.REFERENCE, "true"))
 
 
-def start_latency(client: Client, isolation: Isolation) -> float:
+def start_latency(client: Client, wanted: WorkloadSpec) -> float:
     """From the start request to the answer that the program runs; milliseconds."""
-    name = client.create(spec(isolation, "sleep", "1000"))["id"]
+    name = client.create(wanted)["id"]
     try:
         return timed(lambda: client.start(name))
     finally:
@@ -94,31 +98,70 @@ def _scratch(client: Client) -> Iterator[str]:
         os.rmdir(path)
 
 
+def first_byte(client: Client, wanted: WorkloadSpec) -> float:
+    """From the start request to the first byte that the program wrote; milliseconds."""
+    name = client.create(wanted)["id"]
+    session = None
+    try:
+        began = time.perf_counter()
+        session = client.attach(name, start=True)
+        if not any(stream == frames.STDOUT for stream, _ in session):
+            raise Failed("`echo` wrote nothing")
+        return (time.perf_counter() - began) * 1000
+    finally:
+        if session is not None:
+            session.close()
+        client.remove(name, force=True)
+
+
+def unready(*command: str) -> WorkloadSpec:
+    """For a microVM that no slot is made for, because its output goes another way."""
+    return replace(spec(Isolation.MICROVM, *command), log=Logging(driver=LOCAL))
+
+
+def warmed(client: Client, wanted: WorkloadSpec) -> float:
+    """`first_byte` of one that has a slot."""
+    end = time.monotonic() + SLOT_SECONDS
+    through_api(client, Isolation.MICROVM)
+    while not any(template["slots"] for template in client.templates()):
+        if time.monotonic() > end:
+            raise Failed("no warm slot was made")
+        time.sleep(0.1)
+    return first_byte(client, wanted)
+
+
 def microvms(client: Client, report: Report, count: int) -> None:
-    """A cold start beside a bare QEMU boot of the same kernel to its init; a resumed one beside the cold."""
+    """A cold start beside a bare QEMU boot of the kernel; resumed and warm ones beside the cold."""
     wall = Isolation.MICROVM
     through_api(client, wall)
+    words = ("--log-driver", LOCAL)
 
     def cold() -> float:
         for template in client.templates():
             client.remove_template(template["key"])
-        return start_latency(client, wall)
+        return first_byte(client, unready("echo", "x"))
 
-    def resumed(sample: Callable[[Client, Isolation], float]) -> float:
+    def resumed(sample: Callable[[], float]) -> float:
         client.make_template()
-        return sample(client, wall)
+        return sample()
 
     with qemu.bare_boot(client.root) as floor:
         subjects = [
             Subject(name="cold", sample=cold),
-            Subject(name="start", sample=lambda: resumed(start_latency)),
-            Subject(name="api", sample=lambda: resumed(through_api)),
-            Subject(name="cli", sample=lambda: resumed(through_command)),
+            Subject(name="resumed", sample=lambda: resumed(lambda: first_byte(client, unready("echo", "x")))),
+            Subject(
+                name="running",
+                sample=lambda: resumed(lambda: start_latency(client, unready("sleep", "1000"))),
+            ),
+            Subject(name="api", sample=lambda: resumed(lambda: through_api(client, wall, unready("true")))),
+            Subject(name="cli", sample=lambda: resumed(lambda: through_command(client, wall, *words))),
+            Subject(name="warm", sample=lambda: resumed(lambda: warmed(client, spec(wall, "echo", "x")))),
             floor,
         ]
         samples = interleave(subjects, count, warm=0)
     report.add(compare(samples, "start.microvm.cold", "cold", "floor"))
-    report.add(compare(samples, "start.microvm.running", "start", "cold"))
+    for name in ("running", "resumed", "warm"):
+        report.add(compare(samples, f"start.microvm.{name}", name, "cold"))
     report.add(compare(samples, "start.microvm.api", "api", "floor"))
     report.add(compare(samples, "start.microvm.cli", "cli", "floor"))
 
