@@ -78,7 +78,9 @@ def parse(data: bytes) -> Request | Foreign | None:
 
 
 def _length(lines: list[str]) -> int | None:
-    """Of the body, by the headers; None when one of them is not known here or stands there twice."""
+    """Of the body, by the headers; None when one of them is not known here or stands there twice, or there
+    is no host.
+    """
     seen: dict[str, str] = {}
     for line in lines:
         header = _HEADER.fullmatch(line)
@@ -87,7 +89,7 @@ def _length(lines: list[str]) -> int | None:
             return None
         seen[key] = header[2].strip(" ")
     text = seen.get("content-length", "0")
-    return int(text) if _LENGTH.fullmatch(text) else None
+    return int(text) if "host" in seen and _LENGTH.fullmatch(text) else None
 
 
 def _query(text: str | None) -> dict[str, list[str]] | None:

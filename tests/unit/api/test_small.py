@@ -40,13 +40,19 @@ def test_a_call_is_read_whole_or_not_at_all():
         b"GET /v1/x HTTP/1.1\r\nContent-Length: -1",
         b"GET /v1/x HTTP/1.1\r\nContent-Length: +1",
         b"GET /v1/x HTTP/1.1\r\nContent-Length: 65537",
-        b"GET /v1/x HTTP/1.1\r\nHost knarr",
-        b"GET /v1/x HTTP/1.1\r\nHost: knarr\nContent-Length: 5",
+        b"GET /v1/x HTTP/1.1\r\nAccept knarr",
+        b"GET /v1/x HTTP/1.1\r\nAccept: knarr\nContent-Length: 5",
+        b"GET /v1/x HTTP/1.1\r\nHost: knarr",
         b"\x16\x03\x01\x02",
     ],
 )
 def test_what_is_not_plain_is_not_for_us(head):
-    assert small.parse(head + b"\r\n\r\n") is small.FOREIGN
+    assert small.parse(head + b"\r\nHost: knarr\r\n\r\n") is small.FOREIGN
+
+
+def test_a_host_is_asked_for():
+    assert small.parse(b"GET /v1/x HTTP/1.1\r\n\r\n") is small.FOREIGN
+    assert isinstance(small.parse(b"GET /v1/x HTTP/1.1\r\nHost: a\r\n\r\n"), small.Request)
 
 
 def test_a_head_without_end_is_not_waited_for():
