@@ -79,6 +79,10 @@ class Parts:
     root: str
 
 
+class NoMirror(Exception):
+    """The packages can't be had now."""
+
+
 def missing_power() -> str | None:
     """Why this host can't make the guest."""
     if os.geteuid() != 0:
@@ -178,7 +182,7 @@ def _make(scratch: pathlib.Path, packages: tuple[str, ...]) -> pathlib.Path:
 def _install(root: pathlib.Path, packages: tuple[str, ...]) -> None:
     """Extracted only: no maintainer script runs, so that what they would make is made here."""
     sources = aptsources.for_suite(aptsources.DISTRIBUTIONS["debian"], _suite(), aptsources.read_sources())
-    _run(
+    _bootstrap(
         *("mmdebstrap", "--mode=root", "--variant=extract", "--format=directory"),
         *("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", f"--include={','.join(packages)}"),
         *(_suite(), str(root), *(source.line() for source in sources)),
@@ -193,6 +197,15 @@ def _install(root: pathlib.Path, packages: tuple[str, ...]) -> None:
         (root / "etc/machine-id").touch()
         (root / "etc/systemd/system/work.service").write_text(UNIT)
     _run("ldconfig", "-r", str(root))
+
+
+def _bootstrap(*argv: str, **options: object) -> None:
+    try:
+        _run(*argv, **options)
+    except AssertionError as error:
+        if any(text in str(error) for text in ("Could not resolve", "Could not connect", "Failed to fetch")):
+            raise NoMirror(str(error).strip().splitlines()[-1]) from error
+        raise
 
 
 def _prune(root: pathlib.Path, modules: pathlib.Path) -> None:
