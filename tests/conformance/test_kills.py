@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import os
+import pathlib
 import random
 import signal
 import socket
@@ -25,6 +26,7 @@ from conformance.harness import IMAGE, Instance, eventually
 from knarr.client.client import Client
 from knarr.keeper import protocol, roles
 from knarr.keeper.holder import HolderClient
+from knarr.kernel import cgroups
 from knarr.kernel import fds as descriptors
 from support import leaks, load, registry
 from support.images import busybox_archive
@@ -232,3 +234,38 @@ def inspect(instance: Instance, before: dict[str, int]) -> None:
         problems = list(client.check_images())[-1]["problems"]
         assert problems == [], problems
     leaks.quiet(instance.root, instance.run_folder)
+
+
+def test_the_inspector_sees_what_is_planted(shaken: Instance) -> None:
+    """Or its silence in all other tests would mean nothing."""
+    root, run = shaken.root, shaken.run_folder
+    leaks.quiet(root, run)
+    blob = f"{root}/images/default/blobs/sha256/{'0' * 64}"
+    folders = [f"{root}/workloads/stray", f"{root}/volumes/.new-stray", f"{root}/images/default/tmp/99"]
+    group = next(iter(cgroups.group_paths(cgroups.detect(), leaks.instance_of(root), "stray").values()))
+    with HolderClient(run) as holder, contextlib.ExitStack() as undo:
+        for folder in (*folders, group):
+            os.makedirs(folder)
+            undo.callback(os.rmdir, folder)
+        pathlib.Path(blob).touch()
+        undo.callback(os.unlink, blob)
+        with open("/dev/null", "rb") as file:
+            holder.put("agent/stray", file.fileno())
+            undo.callback(holder.delete, "agent/stray")
+        pool = os.open(f"{root}/images/default/pool", os.O_RDWR)
+        undo.callback(os.close, pool)
+        size = os.fstat(pool).st_size
+        os.pwrite(pool, b"stray", size + 4096)
+        undo.callback(os.ftruncate, pool, size)
+        seen = "\n".join(leaks.found(root, run))
+    for wanted in (
+        "folder without a record: stray",
+        ".new-stray",
+        "temporary 99",
+        "0" * 64,
+        "agent/stray",
+        "pool: data",
+        group,
+    ):
+        assert wanted in seen, f"{wanted} is not in:\n{seen}"
+    leaks.quiet(root, run)
