@@ -72,7 +72,9 @@ class Mover:
     def _step(self, stream: Stream) -> None:
         stream.move()
         if stream.failure or self._waiting:
-            self._waiting.tell(stream.workload, stream.failure)
+            # one of its streams may go on while the other waits
+            reasons = [each.failure for each in self._streams.get(stream.workload, {}).values()]
+            self._waiting.tell(stream.workload, stream.failure or next(filter(None, reasons), ""))
 
     def _close(self, stream: Stream) -> None:
         if stream in self._parked:
