@@ -233,7 +233,8 @@ def inspect(instance: Instance, before: dict[str, int]) -> None:
             assert (state["status"], state["pid"]) == ("running", pid), f"{name}: {state}"
         problems = list(client.check_images())[-1]["problems"]
         assert problems == [], problems
-    leaks.quiet(instance.root, instance.run_folder)
+    # a template may be under way, which takes long on a busy host
+    leaks.quiet(instance.root, instance.run_folder, timeout=90.0)
 
 
 def test_the_inspector_sees_what_is_planted(shaken: Instance) -> None:

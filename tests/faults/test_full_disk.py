@@ -122,7 +122,7 @@ def test_no_further_descriptor(small: Instance, role: str) -> None:
         soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         there = set(map(int, os.listdir(f"/proc/{pid}/fd")))
         lowest = next(number for number in range(hard) if number not in there)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest + 1, hard))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest, hard))
         try:
             told = [trouble(client, f"limited-{number}") for number in range(3)]
         finally:

@@ -6,6 +6,7 @@ leaves there is moved into `data` at the next start. Out of scope: who uses a vo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -82,11 +83,17 @@ class VolumeStore:
         made = Volume(name=name, created=time.time_ns(), labels=labels, anonymous=anonymous)
         place = os.path.join(self._folder, _NEW + secrets.token_hex(8))
         data = os.path.join(place, "data")
-        os.mkdir(place, 0o700)
-        os.mkdir(data)
-        os.chmod(data, 0o755)
-        _write(os.path.join(place, "volume.json"), made)
-        os.rename(place, os.path.join(self._folder, name))
+        try:
+            os.mkdir(place, 0o700)
+            os.mkdir(data)
+            os.chmod(data, 0o755)
+            _write(os.path.join(place, "volume.json"), made)
+            os.rename(place, os.path.join(self._folder, name))
+        except OSError:
+            # what this can't remove goes at the next start
+            with contextlib.suppress(OSError):
+                Removal(place).run()
+            raise
         self._known[name] = made
         return made
 
