@@ -158,7 +158,8 @@ class Lifecycle:
         if exec_id is not None:
             self.execs.tell(exec_id, status)
             return
-        if entry is None or part:
+        if entry is None or part or not entry.w.status.alive:
+            # not a run's: a start that waits for the lock must not meet it
             self.spawn(self._forget(key))
             return
         hook = entry.w.exit_hook

@@ -185,6 +185,7 @@ class MicrovmDriver:
 
     async def start(self, w: Workload) -> int:
         kernel = await self._kernel(w)
+        w.exit_hook = lambda _status: True  # of a slot that is no good any more
         slot = await self._slots.take(w, kernel.version)
         if slot is not None:
             try:

@@ -111,5 +111,8 @@ class Demand:
                 surplus.remove(kind)
         return surplus
 
+    def forget_all(self) -> None:
+        self._wishes.clear()
+
     def forget(self, kind: Class) -> None:
         self._wishes.pop(kind, None)

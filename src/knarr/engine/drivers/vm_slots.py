@@ -170,6 +170,7 @@ class Slots:
         """A machine has started: others like it may follow."""
         self._demand.most = self._most()
         if not self._demand.most:
+            self._demand.forget_all()
             for slot in [slot for slot in self._slots.values() if not slot.reserved]:
                 self._spawn_drop(slot.id)
         if not self._demand.most or not _fits(w.spec) or self._closed:
@@ -265,6 +266,8 @@ class Slots:
             folder = os.path.join(self._s.root, "workloads", identity)
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise
+        if not self._demand.wants(kind):
+            await self.drop(identity)
 
     async def _begin(self, identity: str, kind: Class, wish: Wish, template: str) -> Slot:
         folder = self._mark(identity)
