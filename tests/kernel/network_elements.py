@@ -51,7 +51,10 @@ def refusal(function, *arguments):
 def scenario_ours_is_libnftables():
     nft = Nft()
     for family in ("ip", "bridge"):
+        assert not nft.has_table(family, "ours")
         nft.apply(_table("ours", family), _table("theirs", family))
+        assert nft.has_table(family, "ours")
+        assert not nft.has_table(family, "our")
         nft.add(_elements(f"{family} ours", native=True))
         nft.add(_elements(f"{family} theirs", native=False))
         content = _content(nft, family, "ours")

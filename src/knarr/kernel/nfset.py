@@ -3,7 +3,7 @@
 libnftables parses text and lists every table of the host before it changes one element, so its cost grows
 with what others have; one transaction here is one send, whatever else there is.
 
-Out of scope: tables, chains and rules (`kernel.nft`), and types beyond those in `_PARTS`.
+Out of scope: making tables, chains and rules (`kernel.nft`), and types beyond those in `_PARTS`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ _NETLINK_NETFILTER: Final = 12
 _SUBSYSTEM: Final = 10
 _BATCH_BEGIN: Final = 16
 _BATCH_END: Final = 17
+_GET_TABLE: Final = 1
 _NEW_ELEMENT: Final = 12
 _DELETE_ELEMENT: Final = 14
+_TABLE_NAME: Final = 1
 _LIST_TABLE: Final = 1
 _LIST_SET: Final = 2
 _LIST_ELEMENTS: Final = 3
@@ -122,6 +124,22 @@ class Elements:
     def delete(self, elements: Iterable[Element]) -> None:
         """All, or none and an OSError (ENOENT: one is not there)."""
         self._change(_DELETE_ELEMENT, 0, list(elements), with_value=False)
+
+    def has_table(self, family: str, name: str) -> bool:
+        """By its name alone: a list of all begins anew whenever anybody changes a rule meanwhile."""
+        self._sequence += 1
+        body = bytes((_FAMILIES[family], 0, 0, 0)) + netlink.text(_TABLE_NAME, name)
+        self._socket.send(_message(_SUBSYSTEM << 8 | _GET_TABLE, _REQUEST, self._sequence, body))
+        while True:
+            for kind, _, sequence, answer in netlink.split(self._socket.recv(_RECEIVE)):
+                if sequence != self._sequence:
+                    continue
+                if kind != _NLMSG_ERROR:
+                    return True
+                (code,) = struct.unpack_from("=i", answer)
+                if code == -errno.ENOENT:
+                    return False
+                raise OSError(-code, os.strerror(-code), f"table {family} {name}")
 
     def _change(self, kind: int, flags: int, elements: Sequence[Element], *, with_value: bool) -> None:
         if not elements:

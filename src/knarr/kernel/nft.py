@@ -198,6 +198,9 @@ class Nft:
         text = (f"table {family} {name} {{}}\ndelete table {family} {name}\n" for family, name in tables)
         self._engine.run("".join(text))
 
+    def has_table(self, family: str, name: str) -> bool:
+        return self._elements.has_table(family, name)
+
     def add(self, elements: Iterable[Element]) -> None:
         """All, or none and an OSError."""
         self._run_elements("add", tuple(elements), with_value=True)

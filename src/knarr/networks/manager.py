@@ -117,10 +117,9 @@ class NetworkManager:
         for _ in range(bridges):
             self._make_bridge(self._pool.add_bridge(), links)
         # A table of the daemon before this one stays until `adopt` has the elements to replace it with.
-        have = {item["table"]["name"] for item in self._nft.list_json("tables") if "table" in item}
         uplinks = [link for link in host.routed_links() if not link.startswith(f"kn{self._instance}")]
         self._uplinks = self._claims.enable_forwarding([link for link in uplinks if link != "lo"])
-        if rules.table_name(self._instance) not in have:
+        if not self._nft.has_table("ip", rules.table_name(self._instance)):
             self._apply()
         if not os.path.exists(self.zone_path):
             self._zone.replace({})
