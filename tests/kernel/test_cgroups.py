@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -72,6 +73,16 @@ def inside(code: str):
 def value(v1: tuple[str, str], v2: str) -> str:
     path = f"{PATHS[cgroups.V2]}/{v2}" if LAYOUT.version == 2 else f"{PATHS[v1[0]]}/{v1[1]}"
     return Path(path).read_text().strip()
+
+
+def test_a_workloads_users_may_read_its_groups_whatever_the_keepers_umask(make):
+    before = os.umask(0o077)
+    try:
+        make()
+    finally:
+        os.umask(before)
+    for path in PATHS.values():
+        assert {stat.S_IMODE(os.stat(place).st_mode) for place in (path, os.path.dirname(path))} == {0o755}
 
 
 def test_limits_stand_in_the_files_and_change_while_it_runs(make):

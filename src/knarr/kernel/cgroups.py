@@ -135,7 +135,9 @@ def create(folder: str) -> None:
     try:
         os.mkdir(folder, 0o755)
     except FileExistsError:
-        pass
+        return
+    # whatever the umask: a workload's users read their groups, and the root of a user namespace mounts them
+    os.chmod(folder, 0o755)
 
 
 def write(path: str, *values: str) -> None:
