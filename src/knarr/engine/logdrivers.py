@@ -97,8 +97,8 @@ def renew(w: Workload) -> None:
     if w.spec.log.driver != NONE:
         return
     folder = os.readlink(os.path.join(w.dir, "log"))
-    if not os.path.isdir(folder):
-        os.makedirs(folder, 0o700)
+    os.makedirs(folder, 0o700, exist_ok=True)
+    if not logfiles.has_rotation(folder):
         logfiles.set_rotation(folder, _UNSEEN)
 
 

@@ -13,6 +13,7 @@ stream in all generations before. Out of scope: writing (`keeper.logwriter`), re
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from typing import NamedTuple
@@ -118,15 +119,25 @@ def _size(path: str) -> int:
 
 
 def rotation(folder: str) -> Rotation:
+    """Raises OSError, also for a file that a broken disk changed: it must not end whoever moves all logs."""
+    path = os.path.join(folder, _ROTATION)
     try:
-        with open(os.path.join(folder, _ROTATION), encoding="ascii") as file:
-            size, files = file.read().split()
+        with open(path, "rb") as file:
+            size, files = map(int, file.read(64).split())
     except FileNotFoundError:
         return Rotation()
-    return Rotation(int(size), int(files))
+    except ValueError as error:
+        raise OSError(errno.EINVAL, "not a log's bounds", path) from error
+    return Rotation(size, files)
 
 
 def set_rotation(folder: str, wanted: Rotation) -> None:
-    """Before the first byte. Raises OSError."""
-    with open(os.path.join(folder, _ROTATION), "x", encoding="ascii") as file:
+    """Before the first byte, whole or not at all. Raises OSError."""
+    path = os.path.join(folder, _ROTATION)
+    with open(f"{path}.new", "w", encoding="ascii") as file:
         file.write(f"{wanted.max_size} {wanted.max_files}")
+    os.rename(f"{path}.new", path)
+
+
+def has_rotation(folder: str) -> bool:
+    return os.path.exists(os.path.join(folder, _ROTATION))

@@ -61,12 +61,16 @@ class LogWriter:
         self._record(stream, 0)
 
     def recover(self) -> None:
-        """Record what a killed mover moved without: further bytes may never come. Raises OSError."""
+        """Record what a killed mover moved without, or an index that was full did not take: further bytes
+        may never come. Raises OSError.
+        """
         if self._index < 0:
             found = logfiles.generations(self._folder)
             self._generation = found[-1] if found else 0
         for stream, kind in NAMES.items():
-            if stream not in self._files and os.path.exists(self._path(kind, self._generation)):
+            if stream in self._files:
+                self._record(stream, 0)
+            elif os.path.exists(self._path(kind, self._generation)):
                 self._open(stream)
 
     def close(self) -> None:

@@ -91,6 +91,10 @@ def test_what_is_not_kept_lies_in_run_and_goes_with_the_workload(tmp_path) -> No
     # the host was started anew: RUN is empty
     logdrivers.renew(w)
     assert logfiles.rotation(str(tmp_path / "w" / "log")).max_size == 1 << 20
+    # a daemon that was killed, or a RUN that was full, between folder and bounds
+    os.unlink(tmp_path / "run" / "unseen" / "w" / "rotation")
+    logdrivers.renew(w)
+    assert logfiles.rotation(str(tmp_path / "w" / "log")).max_size == 1 << 20
     with pytest.raises(Unsupported, match="does not support reading"):
         logdrivers.require_readable(w)
 

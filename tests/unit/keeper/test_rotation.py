@@ -6,6 +6,8 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
+import signal
 import tempfile
 
 import pytest
@@ -226,3 +228,37 @@ def test_the_lock_is_on_what_is_read_only(tmp_path):
                 else:
                     with pytest.raises(BlockingIOError):
                         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_what_a_full_index_did_not_take_is_recorded_before_the_other_stream_rotates(tmp_path):
+    logfiles.set_rotation(str(tmp_path), Rotation(10, 10_000))
+    writer = Writer(str(tmp_path))
+    writer.write(2, b"e")
+    fd, position, _ = writer.log.target(1)
+    os.pwrite(fd, b"x" * 20, position)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (os.stat(tmp_path / "index").st_size, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            writer.log.moved(1, 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    writer.write(2, b"next")
+    assert logfiles.generations(str(tmp_path)) == [0, 1]
+    assert read(str(tmp_path)) == {1: b"x" * 20, 2: b"enext"}
+
+
+def test_bounds_that_nobody_can_read_hold_up_one_workload_only(tmp_path):
+    (tmp_path / "rotation").write_bytes(b"")
+    r, w = os.pipe()
+    os.write(w, b"word")
+    stream = Stream("w", "out", r, LogWriter(str(tmp_path)))
+    stream.move()
+    assert (stream.failure, stream.ended) == ("not a log's bounds", False)
+    logfiles.set_rotation(str(tmp_path), Rotation(10, 2))
+    stream.move()
+    assert (stream.failure, read(str(tmp_path))[1]) == ("", b"word")
+    stream.close()
+    os.close(w)
