@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 
@@ -14,6 +15,7 @@ from support import images
 from support.hostile import Reply, hostile_registry
 
 pytestmark = pytest.mark.root
+FULL = os.environ.get("KNARR_FULL") == "1"
 _LONGEST = 15
 _KINDS = ("invalid", "unsupported", "not_found", "unavailable", "failed")
 
@@ -81,7 +83,9 @@ def test_hostile_images_by_pull(host, unharmed):
                     server.routes["/v2/a/manifests/1"] = reply
             return host.client.pull(f"{server.host}/a:1", insecure=True)
 
-        wrong = every(host, [(case.name, case.refused, case) for case in corpus.cases()], pull)
+        # what stays short is asked for again, with pauses: `test_a_layer_that_stays_short_is_given_up`
+        cases = [case for case in corpus.cases() if FULL or case.name != "manifest-layer-size-more"]
+        wrong = every(host, [(case.name, case.refused, case) for case in cases], pull)
     assert wrong == [], "\n".join(map(str, wrong))
 
 

@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,6 +48,7 @@ class Server:
         app.router.add_post("/v1/workloads/{name}/attach", self.attach)
         app.router.add_get("/v1/workloads/{name}/logs", self.logs)
         app.router.add_get("/v1/workloads/{name}/archive", self.archive)
+        app.router.add_put("/v1/workloads/{name}/archive", self.refuse_and_stay)
         runner = web.AppRunner(app)
         self.loop.run_until_complete(runner.setup())
         # a folder deeper than sun_path allows is bound from inside
@@ -87,6 +89,10 @@ class Server:
     async def refuse(self, request: web.Request) -> web.Response:
         answer = {**ERROR, "kind": "conflict", "message": "not now"}
         return web.json_response(answer, status=409, headers={"Connection": "close"})
+
+    async def refuse_and_stay(self, request: web.Request) -> web.Response:
+        await request.content.readany()
+        return web.json_response({**ERROR, "kind": "conflict", "message": "not now"}, status=409)
 
     async def pull(self, request: web.Request) -> web.Response:
         return web.Response(
@@ -167,6 +173,15 @@ def test_uploads_and_progress(client: Client) -> None:
 def test_a_refused_upload_gives_the_reason(client: Client) -> None:
     with pytest.raises(Conflict, match="not now"):
         list(client.import_image((bytes(100_000) for _ in range(300)), "x"))
+
+
+def test_a_connection_with_half_a_body_on_it_is_not_used_again(client: Client) -> None:
+    """The server takes what comes next on it for the rest of the body."""
+    with pytest.raises(Conflict, match="not now"):
+        client.put_archive("x", "/", (bytes(100_000) for _ in range(300)))
+    began = time.monotonic()
+    assert client.version()["version"] == "1"
+    assert time.monotonic() - began < 5
 
 
 def test_an_error_in_the_last_line_is_raised(client: Client) -> None:
