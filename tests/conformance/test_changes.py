@@ -30,7 +30,7 @@ def test_a_new_name_is_found_and_resolved(wall: Wall, box: str) -> None:
 @pytest.mark.smoke
 def test_top_lists_the_processes_inside(wall: Wall) -> None:
     with wall.box("sh", "-c", "sleep 4321 & wait") as name:
-        eventually(lambda: "4321" in wall.knarr("top", name).out, what="the child")
+        eventually(lambda: len(wall.knarr("top", name).lines) == 3, what="the child")
         heads, *rows = [line.split(None, 7) for line in wall.knarr("top", name, check=True).lines]
         assert heads == ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]
         assert rows[0][:3] == ["root", "1", "0"]
