@@ -57,14 +57,14 @@ def widen(sock: socket.socket) -> socket.socket:
     return sock
 
 
-def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+def receive(sock: socket.socket, *, short: bool = False) -> tuple[bytes, list[int]]:
     """One packet of any size with its descriptors; empty at the end. Raises BlockingIOError and
-    other OSErrors.
+    other OSErrors. `short`: descriptors may be missing.
     """
     size = sock.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC)
     if size > PACKET:
         raise OSError(errno.EMSGSIZE, f"a packet of {size} bytes")
-    return descriptors.recv_fds(sock, size or 1)
+    return descriptors.recv_fds(sock, size or 1, short=short)
 
 
 def take_named(names: list[str], fds: list[int]) -> dict[str, int]:

@@ -6,6 +6,7 @@ Out of scope: the messages (`keeper.supervisor`).
 
 from __future__ import annotations
 
+import errno
 import selectors
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +16,9 @@ from knarr.kernel import fds as descriptors
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+
+
+_NO_DESCRIPTORS = {"step": "receive", "errno": errno.EMFILE, "message": "Too many open files"}
 
 
 class Peer:
@@ -141,18 +145,23 @@ class Server:
         if peer.sock.fileno() < 0:
             return False
         try:
-            data, fds = protocol.receive(peer.sock)
+            data, fds = protocol.receive(peer.sock, short=True)
         except BlockingIOError:
             return False
         except OSError:
             data, fds = b"", []
         try:
             message = protocol.decode(data) if data else {}
-            named = protocol.take_named(message.get("fds", []), fds)
+            names = message.get("fds", [])
+            short = len(fds) < len(names)
+            named = protocol.take_named(names[: len(fds)] if short else names, fds)
         except ValueError:
             descriptors.close_all(fds)
             message, named = {}, {}
-        if message:
+        if message and len(named) < len(message.get("fds", [])):
+            # the kernel had no room for them here: whoever asks must be told, or it would ask again
+            self.fail(Request(peer, message, named, data), _NO_DESCRIPTORS)
+        elif message:
             self._obey(Request(peer, message, named, data))
         else:
             self.hang_up(peer)

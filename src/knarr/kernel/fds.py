@@ -19,8 +19,12 @@ def send_fds(sock: socket.socket, data: bytes, fds: tuple[int, ...] | list[int] 
     sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
 
 
-def recv_fds(sock: socket.socket, size: int, limit: int = MAX_FDS) -> tuple[bytes, list[int]]:
-    """One packet and its descriptors (close-on-exec). A cut one raises EMSGSIZE, its descriptors closed."""
+def recv_fds(
+    sock: socket.socket, size: int, limit: int = MAX_FDS, *, short: bool = False
+) -> tuple[bytes, list[int]]:
+    """One packet and its descriptors (close-on-exec). A cut one raises EMSGSIZE, its descriptors closed;
+    with `short` one of which only descriptors are missing, which this process had no room for, is given.
+    """
     numbers = array.array("i")
     room = socket.CMSG_SPACE(limit * numbers.itemsize)
     data, ancillary, flags, _ = sock.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
@@ -28,7 +32,7 @@ def recv_fds(sock: socket.socket, size: int, limit: int = MAX_FDS) -> tuple[byte
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
     fds = list(numbers)
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+    if flags & (socket.MSG_TRUNC if short else socket.MSG_TRUNC | socket.MSG_CTRUNC):
         close_all(fds)
         raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
     return data, fds
