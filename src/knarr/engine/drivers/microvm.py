@@ -185,13 +185,18 @@ class MicrovmDriver:
 
     async def start(self, w: Workload) -> int:
         kernel = await self._kernel(w)
-        w.exit_hook = lambda _status: True  # of a slot that is no good any more
+        w.exit_hook = vm_slots.no_run
         slot = await self._slots.take(w, kernel.version)
         if slot is not None:
             try:
                 return await self._start(w, kernel, slot)
             except AgentGone as error:
                 self._s.emit(w, "slot_fallback", {"reason": error.message})
+            except BaseException:
+                # a port that is taken, a full disk: it may have failed before the machine was assigned
+                w.exit_hook = vm_slots.no_run
+                await self._slots.abandon(slot)
+                raise
         return await self._start(w, kernel)
 
     async def _start(self, w: Workload, kernel: GuestKernel, slot: Slot | None = None) -> int:
@@ -289,6 +294,7 @@ class MicrovmDriver:
         if found is wire.State.BOOTED and not status.read(w.dir).told:
             await asyncio.sleep(_SILENCE)
             if not status.read(w.dir).told:
+                w.error = "the daemon ended before the start did"
                 await self._s.keeper.signal(w.id, signal.SIGKILL)
 
     async def _confirm(self, w: Workload, agent: Agent) -> None:
@@ -309,7 +315,8 @@ class MicrovmDriver:
         if told.exit_code is not None:
             return ExitResult(code=told.exit_code, oom_killed=told.oom)
         if wait_status > 0 and wait_status & 0x7F:
-            return ExitResult(code=state.exit_code(wait_status), oom_killed=told.oom)
+            # with an error it never began, and the signal was ours
+            return ExitResult(code=125 if w.error else state.exit_code(wait_status), oom_killed=told.oom)
         return ExitResult(code=state.EXIT_UNKNOWN, oom_killed=told.oom)
 
     async def cleanup(self, w: Workload) -> None:

@@ -77,6 +77,7 @@ class Slots:
         self._booter = booter
         self._uids = uids
         self._slots: dict[str, Slot] = {}
+        self._going: dict[str, asyncio.Event] = {}
         self._demand = Demand()
         self._settings = SettingsFile(services.root)
         self._filling: asyncio.Task[None] | None = None
@@ -115,12 +116,12 @@ class Slots:
         return True
 
     async def take(self, w: Workload, kernel: str) -> Slot | None:
-        """The slot of `w`, which is then the caller's, or None: there is no such machine any more."""
+        """The slot of `w`, which is then the caller's to `assign` or to `abandon`, or None: there is no such
+        machine any more.
+        """
         slot = self._slots.get(w.id)
-        if slot is None:
-            return None
         kind = class_of(w.spec, w.image.rootfs)
-        if slot.kind != kind or slot.kernel != kernel or not self._good(slot):
+        if slot is None or slot.kind != kind or slot.kernel != kernel or not self._good(slot):
             await self.drop(w.id)
             return None
         if slot.timer is not None:
@@ -139,8 +140,7 @@ class Slots:
         except BaseException as error:
             if isinstance(error, AgentGone) and status.read(slot.folder).told:
                 return slot.pid, slot.agent  # it ended by itself before its words arrived
-            slot.agent.close()
-            await self._clear(slot.id)
+            await self.abandon(slot)
             if status.read(slot.folder).began:
                 raise Failed("the machine stopped answering as its program began") from error
             raise
@@ -154,17 +154,28 @@ class Slots:
         vm_boot.renice(slot.pid, 0)
         self._unmark(slot.id)
 
+    async def abandon(self, slot: Slot) -> None:
+        """The machine of one that was taken goes."""
+        slot.agent.close()
+        await self._clear(slot.id)
+
     async def drop(self, workload: str) -> None:
-        """No slot of that id any more; a workload's folder stays."""
+        """No slot of that id any more, nor one that is going; a workload's folder stays."""
         slot = self._slots.pop(workload, None)
         if slot is None:
+            if workload in self._going:
+                await self._going[workload].wait()
             return
         if slot.timer is not None:
             slot.timer.cancel()
-        slot.agent.close()
-        await self._clear(slot.id)
-        if not slot.owned:
-            await asyncio.to_thread(shutil.rmtree, slot.folder, ignore_errors=True)
+        gone = self._going[workload] = asyncio.Event()
+        try:
+            await self.abandon(slot)
+            if not slot.owned:
+                await asyncio.to_thread(shutil.rmtree, slot.folder, ignore_errors=True)
+        finally:
+            del self._going[workload]
+            gone.set()
 
     def started(self, w: Workload, machine: MachineInput, *, warm: bool) -> None:
         """A machine has started: others like it may follow."""
@@ -373,6 +384,11 @@ async def sweep(services: Services, booter: vm_boot.Booter, running: Collection[
             await booter.destroy(identity)
         os.unlink(os.path.join(_markers(services.run), identity))
     return set(found)
+
+
+def no_run(_status: int) -> bool:
+    """A workload's exit hook: what ends now is a slot of its id."""
+    return True
 
 
 def _fits(spec: WorkloadSpec) -> bool:
