@@ -79,10 +79,11 @@ class Ranges:
         """With the last workload."""
         for block in self.blocks():
             self._store.delete(_name(block))
-            try:
+            fd = self._lock(block)
+            if fd is not None:
+                # under the lock: without it another instance could have the file that goes, a third the next
                 os.unlink(self._path(block))
-            except FileNotFoundError:
-                pass
+                os.close(fd)
 
     def _path(self, block: int) -> str:
         return os.path.join(self._folder, f"ids-{block:08x}")
@@ -90,21 +91,33 @@ class Ranges:
     def _claim(self, block: int) -> bool:
         if any(start < block + BLOCK and block < start + count for start, count in _delegated()):
             return False
+        fd = self._lock(block)
+        if fd is None:
+            return False
+        try:
+            os.ftruncate(fd, 0)
+            os.write(fd, self._instance.encode())
+            self._store.put(_name(block), fd)
+        finally:
+            os.close(fd)
+        return True
+
+    def _lock(self, block: int) -> int | None:
+        """The block's file, locked, for the caller to close; None while another has it."""
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         fd = os.open(self._path(block), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _same(fd, self._path(block)):
-                # it was released, and its file removed, in between: the next one asks again
-                return False
-            os.ftruncate(fd, 0)
-            os.write(fd, self._instance.encode())
-            self._store.put(_name(block), fd)
+            if _same(fd, self._path(block)):
+                return fd
         except BlockingIOError:
-            return False
-        finally:
+            pass
+        except BaseException:
             os.close(fd)
-        return True
+            raise
+        # it was released, and its file removed, in between: the next one asks again
+        os.close(fd)
+        return None
 
 
 def _name(block: int) -> str:

@@ -31,6 +31,23 @@ def test_instances_get_blocks_of_their_own(tmp_path):
     assert instances[1].hold(firsts[0], 65536)
 
 
+def test_a_block_that_another_takes_as_it_is_released_stays_the_others(tmp_path):
+    other = Ranges("b", LocalStore(), str(tmp_path))
+
+    class Racing(LocalStore):
+        def delete(self, pattern):
+            done = super().delete(pattern)
+            if done:
+                assert other.hold(FIRST, 1)
+            return done
+
+    first = Ranges("a", Racing(), str(tmp_path))
+    first.take(1, ())
+    first.release()
+    assert not Ranges("c", LocalStore(), str(tmp_path)).hold(FIRST, 1)
+    assert other.hold(FIRST, 1)
+
+
 def test_a_new_daemon_with_the_same_holder_has_its_blocks(tmp_path):
     store = LocalStore()
     first = Ranges("a", store, str(tmp_path)).take(1000, ())
