@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SEED = int(os.environ.get("KNARR_SEED", str(random.randrange(1 << 30))))
 FULL = os.environ.get("KNARR_FULL") == "1"
-SAMPLE = 4
+SAMPLE = 3
 NEVER = 1 << 30
 BOX = "faulty"
 _PATIENCE = 60.0
@@ -186,7 +186,7 @@ def test_killed_at_a_call(bench: Bench, role: str, verb: str) -> None:
     act = getattr(bench, verb)
     act()
     chosen = _chosen(bench, role, act, chance, errno=0)
-    for nth in chance.sample(chosen, min(len(chosen), 100 if FULL else 2)):
+    for nth in chance.sample(chosen, min(len(chosen), 100 if FULL else 1)):
         with inject.Injected(bench.pids()[role], nth, 0) as fault:
             trouble = _attempt(act)
         _again(bench, act, f"seed {SEED}: {role} {verb} killed at call {nth} ({fault.hit}): {trouble}")
