@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import signal
 import time
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from knarr.engine.lifecycle import Lifecycle
     from knarr.engine.table import Entry
 
+_log = logging.getLogger(__name__)
 _DEFAULTS = Health(interval=30.0, timeout=30.0, start_interval=5.0, retries=3)
 _SHELL = ("/bin/sh", "-c")
 _KEPT = 5
@@ -89,7 +91,11 @@ class HealthChecks:
             if w.status is Status.RUNNING:
                 began = time.time_ns()
                 code, output = await self._probe(w, check)
-                self._record(w, check, began, code, output)
+                try:
+                    self._record(w, check, began, code, output)
+                except KnarrError as error:
+                    # the next check says it again
+                    _log.warning("%s: its health can't be recorded: %s", w.name, error.message)
 
     async def _probe(self, w: Workload, check: Health) -> tuple[int, str]:
         """(exit code, the beginning of what it said); -1 when it did not end by itself, or never began."""

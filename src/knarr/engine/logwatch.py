@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sqlite3
 from typing import TYPE_CHECKING, Self
 
 from knarr.keeper import waiting
@@ -57,8 +56,4 @@ class LogWatch:
         if entry is None:
             return
         _log.warning("%s: %s %s", entry.w.name, action, attributes.get("reason", ""))
-        try:
-            self._life.emit(entry.w, action, attributes)
-        except sqlite3.Error as error:
-            # the same disk is full: who follows events has been told
-            _log.warning("%s: the event is not kept: %s", entry.w.name, error)
+        self._life.emit(entry.w, action, attributes)

@@ -66,7 +66,11 @@ class Restarts:
             return
         entry.pause = next_pause(entry.pause, (w.finished - w.started) / 1e9 if began else 0.0)
         w.status = move(w.name, w.status, Status.RESTARTING)
-        self._life.save(w)
+        try:
+            self._life.save(w)
+        except KnarrError as error:
+            # it comes back all the same, but not under another daemon
+            _log.warning("%s: that it restarts can't be recorded: %s", w.name, error.message)
         self.resume(entry)
 
     def resume(self, entry: Entry) -> None:

@@ -82,7 +82,10 @@ class Database:
     def update(self, workload_id: str, state: bytes, *events: EventRow) -> None:
         if not events:
             # a statement alone is a transaction of its own
-            self._db.execute("UPDATE workloads SET state=? WHERE id=?", (state, workload_id))
+            try:
+                self._db.execute("UPDATE workloads SET state=? WHERE id=?", (state, workload_id))
+            except sqlite3.Error as error:
+                raise _unwritable(error) from error
             return
         with _Transaction(self._db):
             self._db.execute("UPDATE workloads SET state=? WHERE id=?", (state, workload_id))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from knarr.model.errors import Conflict, Invalid
+from knarr.model.errors import Conflict, Invalid, Unavailable
 from knarr.store.db import EVENTS_KEPT, Database, EventRow
 from knarr.store.state import StateDir
 from knarr.store.trees import Removal
@@ -136,3 +136,14 @@ def test_removal_of_a_tree_deeper_than_any_stack(tmp_path):
     os.close(top)
     assert Removal(str(tmp_path / "d")).run()
     assert os.listdir(tmp_path) == []
+
+
+def test_records_that_can_not_be_written_are_told_alike_with_and_without_events(tmp_path):
+    path = str(tmp_path / "db")
+    db = Database(path)
+    db.insert("a", "one", b"spec", b"s1", event(1))
+    db._db.execute("PRAGMA query_only=ON")
+    for events in ((), (event(2),)):
+        with pytest.raises(Unavailable, match="can't be written"):
+            db.update("a", b"s2", *events)
+    assert Database(path).workloads() == [("a", "one", b"spec", b"s1")]
