@@ -58,9 +58,9 @@ class Reader:
             elif kind == tarfile.XGLTYPE:
                 self._extra(header)
             elif kind == tarfile.GNUTYPE_LONGNAME:
-                long["path"] = self._extra(header).rstrip(b"\0")
+                long["path"] = _long(self._extra(header))
             elif kind == tarfile.GNUTYPE_LONGLINK:
-                long["linkpath"] = self._extra(header).rstrip(b"\0")
+                long["linkpath"] = _long(self._extra(header))
             else:
                 entry = _entry(header, long | pax)
                 pax, long = {}, {}
@@ -135,6 +135,13 @@ def split(path: str) -> tuple[str, ...]:
     if len(names) > _DEPTH:
         raise ValueError(f"entry {path[:80]!r} lies deeper than {_DEPTH} folders")
     return names
+
+
+def _long(body: bytes) -> bytes:
+    name = body.rstrip(b"\0")
+    if b"\0" in name:
+        raise ValueError(f"the archive has a name with a zero byte: {name[:80]!r}")
+    return name
 
 
 def _number(field: bytes, what: str) -> int:
