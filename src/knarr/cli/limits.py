@@ -61,7 +61,7 @@ def _value(name: str, text: str | None) -> Any:
     if name in _SIZES:
         return int(text) if text in ("0", "-1") else sized(option, text)
     if name == "cpus":
-        return 0.0 if text in ("0", "-1") else units.parse_cpus(text)
+        return 0.0 if text == "0" else units.parse_cpus(text)
     return whole(option, text)
 
 
