@@ -13,6 +13,7 @@ from knarr.kernel import mounts, namespaces, steps
 from knarr.kernel.plan import Plan
 from knarr.machines.launch import Confinement
 from knarr.machines.request import Folder
+from knarr.model.errors import Unsupported
 from knarr.model.workload import Mount, MountKind
 
 _CAPABILITIES = (
@@ -52,6 +53,18 @@ def guest_folders(binds: tuple[tuple[Mount, int], ...]) -> tuple[Folder, ...]:
 
 def wanted(all_mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
     return tuple(mount for mount in all_mounts if mount.kind is not MountKind.TMPFS)
+
+
+def check(all_mounts: tuple[Mount, ...]) -> None:
+    """Raises `Unsupported` for an option that would be left undone."""
+    for mount in wanted(all_mounts):
+        if not {"shared", "rshared", "slave", "rslave"}.isdisjoint(mount.options):
+            raise Unsupported(f"isolation microvm can't propagate mounts below {mount.target!r}")
+        if "idmap" in mount.options:
+            raise Unsupported(
+                f"isolation microvm can't do idmap of {mount.target!r}: files keep the ids of inside",
+                hint="leave it away, or use --isolation container with --userns auto",
+            )
 
 
 def plan(mount: Mount, mode: int, inside: Confinement) -> Plan:

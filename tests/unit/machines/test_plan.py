@@ -7,7 +7,7 @@ import pytest
 from knarr.kernel import plan as plans
 from knarr.machines import clock, disks, folders, jail, launch, plan, request
 from knarr.machines.kernels import GuestKernel
-from knarr.model.errors import Invalid
+from knarr.model.errors import Invalid, Unsupported
 from knarr.model.resource import Attachment
 from knarr.model.workload import Mount, MountKind, Process, Resources, Rlimit
 
@@ -99,6 +99,14 @@ def test_a_read_only_folder_is_read_only_on_the_host():
     box = launch.Confinement(jail=jail.Jail(root="/j", program="/usr/lib/qemu/virtiofsd"), uid=0, gid=0)
     text = "\n".join(folders.plan(mount, 0o040000, box).describe())
     assert "bind /srv at /j/share read-only" in text
+
+
+@pytest.mark.parametrize("option", ["idmap", "rshared", "slave"])
+def test_options_of_binds_that_no_machine_can_do_are_refused(option):
+    mount = Mount(kind=MountKind.BIND, source="/a", target="/b")
+    folders.check((mount,))
+    with pytest.raises(Unsupported, match="'/b'"):
+        folders.check((mount, Mount(kind=MountKind.BIND, source="/a", target="/b", options=(option,))))
 
 
 def test_the_request_names_what_the_agent_reads():

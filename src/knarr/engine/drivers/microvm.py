@@ -82,9 +82,7 @@ class MicrovmDriver:
                 hint="use --isolation container",
             )
         limitchecks.check_machine(spec.resources)
-        for mount in folders.wanted(spec.mounts):
-            if any(option in ("shared", "rshared", "slave", "rslave") for option in mount.options):
-                raise Unsupported(f"isolation microvm can't propagate mounts below {mount.target!r}")
+        folders.check(spec.mounts)
         return ()
 
     def plan(self, w: Workload) -> tuple[str, ...]:
