@@ -98,22 +98,31 @@ def upgrade_instance(root: str, run: str) -> dict[str, Any]:
         try:
             state.check_version(root)
             _claim(holder, root)
-            _end_daemon(holder)
             wanted = roles.core(root, run)
-            before = holder.roles()
-            for name in (role for role in wanted if role != "daemon"):
-                holder.role(name, wanted[name])
-            if before.get("keeper"):
-                asking.upgrade(run)
-            for name in ("mover-0", "dns"):
-                # the holder starts them again at once; what they have open is the holder's
-                if before.get(name):
-                    os.kill(before[name], signal.SIGTERM)
-            holder.role("daemon", wanted["daemon"])
+            _end_daemon(holder)
+            try:
+                _replace(holder, run, wanted)
+            finally:
+                # also when the keeper refused: without a daemon nobody could even ask again
+                holder.role("daemon", wanted["daemon"])
         finally:
             holder.close()
     _wait_for_answer(run)
     return instance_status(root, run)
+
+
+def _replace(holder: HolderClient, run: str, wanted: dict[str, tuple[str, ...]]) -> None:
+    """Every role but the daemon."""
+    before = holder.roles()
+    for name in (role for role in wanted if role != "daemon"):
+        holder.role(name, wanted[name])
+    if before.get("keeper"):
+        asking.upgrade(run)
+    for name in ("mover-0", "dns"):
+        # the holder starts them again at once; what they have open is the holder's
+        if before.get(name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(before[name], signal.SIGTERM)
 
 
 def _claim(holder: HolderClient, root: str) -> None:
