@@ -206,8 +206,13 @@ class Launch:
         ours.setblocking(False)
 
     def _meet(self, helper: int) -> None:
-        kind, *words = map(os.fsdecode, self.channel.recv(_PACKET).split(b"\0"))
+        # its child has a copy of the channel: one that ends without a word makes no end of file
         os.waitpid(helper, 0)
+        try:
+            data = self.channel.recv(_PACKET, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            data = b""
+        kind, *words = map(os.fsdecode, data.split(b"\0"))
         if kind != "pid":
             raise _failure(words)
         self.pid = int(words[0])
