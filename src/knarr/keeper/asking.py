@@ -59,8 +59,10 @@ def upgrade(run: str) -> None:
             (answer,) = ask(sock, type="upgrade")
             if answer["type"] == "ok":
                 # its exec closes the line: nobody meets the old program any more
-                protocol.receive(sock)
-                return
+                data, _ = protocol.receive(sock)
+                if not data:
+                    return
+                answer = protocol.decode(data)
         if answer.get("errno") != errno.EBUSY or time.monotonic() > end:
             raise Unavailable(f"the keeper can't be upgraded now: {answer['message']}", hint="try again")
         time.sleep(0.01)
