@@ -5,12 +5,13 @@ Functions over `engine.lifecycle`, one per verb, each under the workload's lock.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING
 
 from knarr.engine import validate
 from knarr.kernel import relimit
-from knarr.model.errors import Conflict
+from knarr.model.errors import Conflict, KnarrError
 from knarr.model.state import Status, move
 
 if TYPE_CHECKING:
@@ -77,7 +78,15 @@ async def update(life: Lifecycle, entry: Entry, wanted: Update) -> None:
         spec = validate.spec(dataclasses.replace(w.spec, resources=resources, restart=policy))
         driver = life.driver(w)
         driver.check(spec, w.image)
-        if w.status.running and resources != w.spec.resources:
+        before, live = w.spec, w.status.running and resources != w.spec.resources
+        if live:
             await driver.update(w, resources)
         w.spec = spec
-        life.rewrite(w, "update")
+        try:
+            life.rewrite(w, "update")
+        except BaseException:
+            if live:
+                with contextlib.suppress(KnarrError, OSError):
+                    await driver.update(w, before.resources)
+            w.spec = before
+            raise
