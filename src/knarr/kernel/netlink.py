@@ -77,7 +77,6 @@ _ADDR_GEN_NONE: Final = 1
 
 _IFF_UP: Final = 0x1
 _AF_BRIDGE: Final = 7
-_NUD_PERMANENT: Final = 0x80
 _NUD_NOARP: Final = 0x40
 _NTF_MASTER: Final = 0x04
 _RT_TABLE_MAIN: Final = 254
@@ -265,13 +264,6 @@ def new_forwarding_entry(index: int, mac: str) -> Message:
     """A permanent entry of the bridge's table: `mac` is behind the port `index`."""
     body = struct.pack("=BxxxiHBB", _AF_BRIDGE, index, _NUD_NOARP, _NTF_MASTER, 0)
     return Message(NEWNEIGH, body + attribute(2, mac_bytes(mac)), f"port of {mac}", _CREATE | _REPLACE)
-
-
-def new_neighbour(index: int, address: str, mac: str) -> Message:
-    """A permanent neighbour, so that nobody has to be asked."""
-    body = struct.pack("=BxxxiHBB", socket.AF_INET, index, _NUD_PERMANENT, 0, 0)
-    body += attribute(1, socket.inet_aton(address)) + attribute(2, mac_bytes(mac))
-    return Message(NEWNEIGH, body, f"neighbour {address}", _CREATE | _REPLACE)
 
 
 def _link(body: bytes) -> Link:
