@@ -246,16 +246,11 @@ class Keeper:
         # what the daemon before this one asked for must not begin behind the answer's back
         self._server.catch_up(request.peer)
         self._daemon = request.peer
-        about = {
-            "version": protocol.VERSION,
-            "vocabulary": vocabulary(),
-            "pid": os.getpid(),
-            "instance": self._instance(),
-        }
+        about = {"version": protocol.VERSION, "pid": os.getpid(), "instance": self._instance()}
         self._list(request, about)
 
     def on_list(self, request: Request) -> None:
-        self._list(request, {})
+        self._list(request, {"vocabulary": vocabulary()})
 
     def on_start(self, request: Request) -> None:
         workload_id = checked_id(request.message["id"])

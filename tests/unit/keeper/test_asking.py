@@ -1,38 +1,31 @@
-"""An upgrade of the keeper is one only when its exec has closed the line."""
+"""A keeper that goes away while it is asked is one to be asked again, not the end of what is under way."""
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 import threading
+from typing import TYPE_CHECKING
 
 import pytest
 
 from knarr.keeper import asking, protocol
-from knarr.model.errors import Unavailable
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
-def serve(listener: socket.socket, *answers: dict[str, object]) -> None:
-    with listener, listener.accept()[0] as line:
-        seq = protocol.decode(protocol.receive(line)[0])["seq"]
-        for answer in answers:
-            line.send(protocol.encode({"seq": seq, **answer}))
+def test_a_keeper_that_ends_before_its_answer_is_an_os_error(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / protocol.KEEPER))
+        listener.listen()
 
+        def end() -> None:
+            peer, _ = listener.accept()
+            peer.recv(4096)
+            peer.close()
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_an_exec_that_fails_after_the_answer_is_told(tmp_path, fails):
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(os.path.join(tmp_path, protocol.KEEPER))
-    listener.listen()
-    failure = {"type": "error", "step": "upgrade", "errno": errno.ENOENT, "message": "python: not there"}
-    keeper = threading.Thread(target=serve, args=(listener, {"type": "ok"}, *([failure] if fails else [])))
-    keeper.start()
-    try:
-        if fails:
-            with pytest.raises(Unavailable, match="not there"):
-                asking.upgrade(str(tmp_path))
-        else:
-            asking.upgrade(str(tmp_path))
-    finally:
-        keeper.join()
+        thread = threading.Thread(target=end)
+        thread.start()
+        with pytest.raises(OSError, match="the keeper ended"):
+            asking.make_equal(str(tmp_path))
+        thread.join()
