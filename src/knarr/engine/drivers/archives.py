@@ -7,6 +7,7 @@ Out of scope: the tar itself and staying inside the root (`kernel.archive`).
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, TypeVar
 
 from knarr.engine.driver import PathStat
@@ -24,7 +25,7 @@ T = TypeVar("T")
 async def stat_path(root: int, name: str, path: str) -> PathStat:
     from knarr.kernel import archive
 
-    found = await _in_thread(name, path, lambda: archive.stat_path(root, path))
+    found = await _in_thread(root, name, path, lambda own: archive.stat_path(own, path))
     return PathStat(
         name=found.name, size=found.size, mode=found.mode, mtime=found.mtime, link_target=found.link_target
     )
@@ -47,7 +48,7 @@ async def get(
 
     from knarr.kernel import archive
 
-    await _in_thread(name, path, lambda: archive.pack(root, path, push, ids=ids, base=base))
+    await _in_thread(root, name, path, lambda own: archive.pack(own, path, push, ids=ids, base=base))
 
 
 async def export(root: int, name: str, write: Callable[[bytes], Awaitable[None]], *, layer: bool) -> None:
@@ -58,7 +59,7 @@ async def export(root: int, name: str, write: Callable[[bytes], Awaitable[None]]
 
     from knarr.kernel import archive
 
-    await _in_thread(name, "/", lambda: archive.pack(root, "/.", push, layer=layer))
+    await _in_thread(root, name, "/", lambda own: archive.pack(own, "/.", push, layer=layer))
 
 
 async def put(
@@ -71,16 +72,26 @@ async def put(
 
     from knarr.kernel import archive
 
-    await _in_thread(name, path, lambda: archive.unpack(root, path, pull, ids=ids))
+    await _in_thread(root, name, path, lambda own: archive.unpack(own, path, pull, ids=ids))
 
 
 async def _awaited(work: Awaitable[T]) -> T:
     return await work
 
 
-async def _in_thread(name: str, path: str, work: Callable[[], T]) -> T:
+async def _in_thread(root: int, name: str, path: str, work: Callable[[int], T]) -> T:
+    """`work` has a descriptor of its own: it goes on for a moment when its client has gone, and the number
+    that the caller closes then may be another workload's root by the next call.
+    """
+
+    def run(own: int) -> T:
+        try:
+            return work(own)
+        finally:
+            os.close(own)
+
     try:
-        return await asyncio.to_thread(work)
+        return await asyncio.shield(asyncio.to_thread(run, os.dup(root)))
     except OSError as error:
         raise _translate(name, path, error) from error
     except ValueError as error:
