@@ -377,9 +377,9 @@ def _mount_value(text: str, values: dict[str, str]) -> Json:
 
 
 def _recursion(text: str, wanted: str, options: list[str]) -> list[str]:
-    """Docker's `bind-recursive`; what is mounted below a read-only bind stays writable there as well."""
-    if wanted not in ("enabled", "disabled", "writable"):
-        raise Unsupported(f"--mount {text}: bind-recursive={wanted}", hint="enabled, disabled or writable")
+    """Docker's `bind-recursive`; a read-only bind is so with all that is mounted below it."""
+    if wanted not in ("enabled", "disabled", "readonly"):
+        raise Unsupported(f"--mount {text}: bind-recursive={wanted}", hint="enabled, disabled or readonly")
     return ["bind-nonrecursive"] if wanted == "disabled" and "bind-nonrecursive" not in options else []
 
 

@@ -229,7 +229,11 @@ def test_words_of_docker_s_mounts(tmp_path) -> None:
     }
     assert spec.mount("type=bind,src=/a,dst=/b,bind-recursive=disabled")["options"] == ["bind-nonrecursive"]
     assert spec.mount("source=v,target=/v,volume-driver=local,volume-nocopy")["options"] == ["nocopy"]
-    for text in ("type=bind,src=/a,dst=/b,bind-recursive=readonly", "src=v,dst=/v,volume-driver=nfs"):
+    assert "options" not in spec.mount("type=bind,src=/a,dst=/b,readonly,bind-recursive=readonly")
+    for text in (
+        "type=bind,src=/a,dst=/b,readonly,bind-recursive=writable",
+        "src=v,dst=/v,volume-driver=nfs",
+    ):
         with pytest.raises(Unsupported):
             spec.mount(text)
     (tmp_path / "env").write_bytes(b"\xef\xbb\xbfA=1\n# no\n B=2\r\n")
