@@ -114,6 +114,7 @@ def test_cp_into_a_stopped_container(host, container, stopped, unharmed):
 def test_cp_into_a_machine(host, container, machine, unharmed):
     numbered = chosen(host, _SPARSER)
     wrong, found = unpack(host, machine, numbered)
+    host.instance.knarr("exec", machine, "sync", check=True)  # so that the watch has its disk's file to see
     assert wrong == []
     places = tuple(f"t/{at}/" for at, _ in numbered)
     assert {name: it for name, it in found.items() if name.startswith(places)} == {

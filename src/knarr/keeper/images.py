@@ -83,18 +83,17 @@ class ImageMounts:
         """A detached overlay mount: the root of a workload that doesn't run, or without `work` one to be
         read only, beside whoever writes to `upper`.
         """
-        layers = (self.path(tree_id), self._skeleton)
-        lower = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in layers]
-        folders = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in (upper, work) if path]
-        try:
-            below = ":".join(map(mounts.through_fd, lower))
-            above = [mounts.through_fd(fd) for fd in folders]
-            options: dict[str, str | None] = {"lowerdir": below}
+        with contextlib.ExitStack() as opened:
+
+            def place(path: str) -> str:
+                fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                opened.callback(os.close, fd)
+                return mounts.through_fd(fd)
+
+            below = f"{place(self.path(tree_id))}:{place(self._skeleton)}"
+            options: dict[str, str | None]
             if work is None:
-                options["lowerdir"] = f"{above[0]}:{below}"
+                options = {"lowerdir": f"{place(upper)}:{below}"}
             else:
-                options["upperdir"], options["workdir"] = above
+                options = {"lowerdir": below, "upperdir": place(upper), "workdir": place(work)}
             return mounts.new_filesystem("overlay", options)
-        finally:
-            for fd in (*lower, *folders):
-                os.close(fd)

@@ -67,6 +67,14 @@ def receive(sock: socket.socket, *, short: bool = False) -> tuple[bytes, list[in
     return descriptors.recv_fds(sock, size or 1, short=short)
 
 
+def names_of(message: dict[str, Any]) -> list[str]:
+    """What the message's descriptors are called. Raises ValueError for anything but texts."""
+    names = message.get("fds", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("fds is a list of names")
+    return names
+
+
 def take_named(names: list[str], fds: list[int]) -> dict[str, int]:
     """Descriptors under the names their message gave.
 

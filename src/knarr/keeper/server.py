@@ -152,13 +152,13 @@ class Server:
             data, fds = b"", []
         try:
             message = protocol.decode(data) if data else {}
-            names = message.get("fds", [])
+            names = protocol.names_of(message)
             short = len(fds) < len(names)
             named = protocol.take_named(names[: len(fds)] if short else names, fds)
         except ValueError:
             descriptors.close_all(fds)
-            message, named = {}, {}
-        if message and len(named) < len(message.get("fds", [])):
+            message, named, short = {}, {}, False
+        if message and short:
             # the kernel had no room for them here: whoever asks must be told, or it would ask again
             self.fail(Request(peer, message, named, data), _NO_DESCRIPTORS)
         elif message:
