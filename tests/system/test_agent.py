@@ -18,7 +18,7 @@ from knarr.images.store import ImageStore
 from knarr.kernel import facts
 from knarr.machines import disks, request, status
 from knarr.machines.kernels import KernelStore
-from knarr.model.errors import Failed, KnarrError, NotFound
+from knarr.model.errors import Failed, Invalid, KnarrError, NotFound
 from knarr.model.workload import Resources
 from support import vm
 from support.images import busybox_archive
@@ -173,7 +173,7 @@ async def archive_cases(agent):
     with pytest.raises(NotFound):
         await agent.stat_path("/nowhere")
     hostile = [b"not a tar archive" * 100, b""]
-    with pytest.raises(Failed, match="checksum"):
+    with pytest.raises(Invalid, match="checksum"):
         await agent.unpack("/tmp", lambda: _later(hostile.pop(0)))
 
 
