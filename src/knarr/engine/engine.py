@@ -114,6 +114,9 @@ class Engine:
         image = self.images.get(spec.image)
         spec = self.volumes.complete(spec, image)
         spec = dataclasses.replace(spec, log=logdrivers.complete(spec.log, self.settings.read().log))
+        warnings = (*validate.warnings(spec, image), *driver.check(spec, image))
+        name, mounts, ids = self._name(spec.name), self.volumes.resolve(spec.mounts), self.users.choose(spec)
+        # after what a mistake would stop: what is reserved waits in vain for who never comes
         reserves = reserve and able(type(driver), Reserving)
         ready = cast("Reserving", driver).reserve(spec, image) if reserves else None
         workload_id = ready or names.new_id()
@@ -121,17 +124,16 @@ class Engine:
         process = merge.merge(spec, image.config, hostname, self.capabilities(spec.security))
         merge.stop_signal(spec, image.config)
         validate.system_calls(process)
-        warnings = (*validate.warnings(spec, image), *driver.check(spec, image))
         return Workload(
             id=workload_id,
-            name=self._name(spec.name),
+            name=name,
             spec=spec,
             image=image,
             process=process,
             hostname=hostname,
             dir=self.state.workload(workload_id),
-            mounts=self.volumes.resolve(spec.mounts),
-            ids=self.users.choose(spec),
+            mounts=mounts,
+            ids=ids,
             created=time.time_ns(),
             warnings=warnings,
         )

@@ -122,10 +122,7 @@ class Starts:
         self._journal.withdrawn(key)
 
     def _undo(self, outside: list[Any]) -> None:
-        plan = plans.from_json(
-            {"outside": outside, "clone_flags": 0, "inside": [], "fds": {}, "argv": [], "env": []}
-        )
-        failure = undo(plan.outside, plans.Context(run=self._run))
+        failure = undo(plans.known_outside(outside), plans.Context(run=self._run))
         if failure is not None:
             raise failure
 

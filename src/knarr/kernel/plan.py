@@ -8,6 +8,7 @@ order of the conversation between keeper and child (`keeper.launch`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -171,6 +172,17 @@ def from_json(data: dict[str, Any]) -> Plan:
 def _step_to_json(step: Step) -> list[Any]:
     fields = dataclasses.fields(step)  # type: ignore[arg-type]
     return [type(step).__name__, {item.name: codec.to_json(getattr(step, item.name)) for item in fields}]
+
+
+def known_outside(steps: list[Any]) -> tuple[Outside, ...]:
+    """Of a journal's outside steps those that this version has, to be undone. A keeper that stumbled over what
+    another version called otherwise would never come up again.
+    """
+    found = []
+    for item in steps:
+        with contextlib.suppress(Invalid, LookupError, TypeError, ValueError):
+            found.append(_outside(_step_from_json(item)))
+    return tuple(found)
 
 
 def _step_from_json(data: list[Any]) -> Step:

@@ -5,6 +5,7 @@ Out of scope: what the folders hold (`docs/architecture.md` section 2), and the 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -112,15 +113,16 @@ def claim_instance(root: str, folder: str = CLAIMS) -> int:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # the one before may have removed it between our opening and our locking
-            if os.path.exists(path) and os.path.samestat(os.fstat(fd), os.stat(path)):
-                return fd
         except BlockingIOError as error:
             os.close(fd)
             raise Conflict(
                 f"instance {instance_id(root)} runs already, from another folder than {root}",
                 hint=f"is this a copy? without {root}/instance it becomes an instance of its own",
             ) from error
+        # the one before may have removed it between our opening and our locking
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
         os.close(fd)
 
 
