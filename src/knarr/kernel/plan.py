@@ -175,8 +175,8 @@ def _step_to_json(step: Step) -> list[Any]:
 
 
 def known_outside(steps: list[Any]) -> tuple[Outside, ...]:
-    """Of a journal's outside steps those that this version has, to be undone. A keeper that stumbled over what
-    another version called otherwise would never come up again.
+    """Of a journal's outside steps those that this version has, to be undone. A keeper that stumbled over
+    what another version called otherwise would never come up again.
     """
     found = []
     for item in steps:
