@@ -276,7 +276,7 @@ def test_one_whose_machine_has_died_starts_another_way(instance, client):
     assert made not in markers(instance)
 
 
-@pytest.mark.skipif(not FULL, reason="KNARR_FULL")
+@pytest.mark.slow
 def test_one_that_does_not_answer_starts_another_way(instance, client):
     made = warm(instance, client, "echo", "still")
     os.kill(machines(instance)[made], signal.SIGSTOP)
@@ -341,7 +341,7 @@ def test_a_killed_daemon_leaves_no_slot_and_loses_no_workload(instance, client):
     client.remove(running, force=True)
 
 
-@pytest.mark.skipif(not FULL, reason="KNARR_FULL")
+@pytest.mark.slow
 def test_the_nth_costs_little_beside_its_guest_s_memory(instance, client):
     made = [create(client, "sleep", "1000") for _ in range(8)]
     for name in made:

@@ -62,6 +62,6 @@ def test_the_engine_on_v2_and_a_kernel_that_mounts_erofs_from_devices_only() -> 
     passed(answer, 150 if FULL else 60)
 
 
-@pytest.mark.skipif(not FULL, reason="left to scripts/soak: KNARR_FULL=1")
+@pytest.mark.slow
 def test_the_engine_where_systemd_manages_the_groups() -> None:
     passed(boot("tests/kernel/test_scope.py", *CASES, chosen=SMOKE, systemd=True), 60)
