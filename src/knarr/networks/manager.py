@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import socket
 import threading
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from knarr.kernel import netlink
 from knarr.kernel.nft import Nft
@@ -30,7 +32,7 @@ from knarr.networks.slots import Slots
 from knarr.networks.zone import ZoneWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from knarr.kernel.nft import Element
     from knarr.model.resource import Attachment
@@ -39,7 +41,10 @@ if TYPE_CHECKING:
 
 __all__ = ["NetworkManager", "prepare_etc"]
 
+_log = logging.getLogger(__name__)
 _DNS: Final = "dns/"
+_PAUSES: Final = (0.01, 0.05)
+"""seconds: the daemon's event loop may wait here"""
 _BRIDGE_SETTINGS: Final = (
     ("ipv6", "disable_ipv6", "1"),
     ("ipv6", "accept_ra", "0"),
@@ -49,6 +54,8 @@ _BRIDGE_SETTINGS: Final = (
     ("ipv4", "route_localnet", "1"),  # the raw chain keeps workloads away from 127.0.0.0/8
     ("ipv4", "forwarding", "1"),
 )
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -181,11 +188,25 @@ class NetworkManager:
         if port is None:
             return
         if port.ports:
-            with self._lock:
-                self._delete(self._published(port.attachment, port.ports))
-            published.release(port.ports, self._store)
+            self._surely(self._withdraw, port)
         if self._slots is not None:
-            self._slots.later(self.drop_port, port.attachment)
+            self._slots.later(self._surely, self.drop_port, port.attachment)
+
+    def _withdraw(self, port: _Port) -> None:
+        with self._lock:
+            self._delete(self._published(port.attachment, port.ports))
+        published.release(port.ports, self._store)
+
+    def _surely(self, work: Callable[[T], None], what: T) -> None:
+        """The workload is gone and nobody else would try again, so a host short of something is asked again."""
+        for pause in _PAUSES:
+            try:
+                work(what)
+                return
+            except (OSError, KnarrError) as error:
+                _log.warning("the network of one that has ended: %s", error)
+                time.sleep(pause)
+        work(what)
 
     def adopt(
         self,
