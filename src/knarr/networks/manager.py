@@ -198,7 +198,7 @@ class NetworkManager:
         published.release(port.ports, self._store)
 
     def _surely(self, work: Callable[[T], None], what: T) -> None:
-        """The workload is gone and nobody else would try again, so a host short of something is asked again."""
+        """The workload is gone and nobody else would try again: a host that refuses is asked again."""
         for pause in _PAUSES:
             try:
                 work(what)
