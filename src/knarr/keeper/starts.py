@@ -279,6 +279,10 @@ class Starts:
             three[f"{name}pipe-r"], three[f"{name}pipe-w"] = os.pipe2(os.O_CLOEXEC)
             self._holder.put_all({f"log/{entry.id}/{key}": value for key, value in three.items()})
             self._mover.add(entry.id, three)
+        except (OSError, KnarrError):
+            # the mover, which lets go of the others, never heard of these
+            self._holder.delete(f"log/{entry.id}/{name}*")
+            raise
         finally:
             descriptors.close_all(list(three.values()))
 

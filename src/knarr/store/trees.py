@@ -63,6 +63,10 @@ class Removal:
                             moved.append(self._move_up(parent, fd, entry.name))
                     else:
                         os.unlink(entry.name, dir_fd=fd)
+        except OSError:
+            # the next turn goes on with them
+            self._queue[-1:-1] = moved
+            raise
         finally:
             os.close(fd)
         os.rmdir(name, dir_fd=parent)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -147,3 +148,22 @@ def test_records_that_can_not_be_written_are_told_alike_with_and_without_events(
         with pytest.raises(Unavailable, match="can't be written"):
             db.update("a", b"s2", *events)
     assert Database(path).workloads() == [("a", "one", b"spec", b"s1")]
+
+
+def test_a_removal_that_fails_in_the_middle_goes_on_with_what_it_moved(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / "tree" / name / "below").mkdir(parents=True)
+    removal, rename, calls = Removal(str(tmp_path / "tree")), os.rename, iter((True, False, True, True))
+
+    def sometimes(*words: object, **more: object) -> None:
+        if not next(calls):
+            raise OSError(errno.ENOMEM, "no memory")
+        rename(*words, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "rename", sometimes)
+    with pytest.raises(OSError, match="no memory"):
+        removal.run()
+    assert removal.run()
+    assert not list(tmp_path.iterdir())
