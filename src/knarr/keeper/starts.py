@@ -69,6 +69,8 @@ class Starts:
         self._pending: dict[int, Pending] = {}
         self.children: dict[int, Entry] = {}
         """the keeper's own children by pid"""
+        self.owed: set[str] = set()
+        """whose streams are still to be let go of"""
 
     @property
     def busy(self) -> bool:
@@ -127,9 +129,15 @@ class Starts:
             raise failure
 
     def release(self, workload_id: str) -> None:
-        """Its pipes are emptied into the logs and closed (by the mover), its stdin is closed."""
-        if self._holder.let_go(f"in/{workload_id}", f"log/{workload_id}/"):
-            self._mover.drop(workload_id)
+        """Its pipes are emptied into the logs and closed (by the mover), its stdin is closed. What the holder
+        can't be told now is told with the next turn: nobody asks for this again.
+        """
+        self.owed.discard(workload_id)
+        try:
+            if self._holder.let_go(f"in/{workload_id}", f"log/{workload_id}/"):
+                self._mover.drop(workload_id)
+        except (OSError, KnarrError):
+            self.owed.add(workload_id)
 
     def _make_pipes(self, workload_id: str, wanted: dict[str, Any], streams: Streams) -> None:
         log = wanted.get("log")

@@ -36,6 +36,7 @@ from knarr.model.errors import KnarrError
 if TYPE_CHECKING:
     from knarr.keeper.journal import Entry
 
+_SOON = 0.2
 _PAGE = 500
 """entries in one packet of a list"""
 
@@ -77,8 +78,10 @@ class Keeper:
         while not self._stopping:
             # a status may have come along with any answer of the holder's
             self._take_orphans()
-            for key, events in self._selector.select():
+            for key, events in self._selector.select(_SOON if self._starts.owed else None):
                 key.data(events)
+            for workload_id in tuple(self._starts.owed):
+                self._starts.release(workload_id)
 
     # what happens by itself
 
